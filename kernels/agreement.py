@@ -1,0 +1,30 @@
+"""How far two models agree on an image: the cosine of their logits.
+
+    cos_i = <a_i, b_i> / (|a_i| |b_i|)
+
+PBE scores every training image so, with a the infected model's logits and b the current
+model's (Mu et al., CVPR 2023, section 4): low agreement means that erasing the backdoor
+changed what the model sees in the image.
+"""
+
+import torch
+from torch import Tensor
+
+__all__ = ["agreement"]
+
+
+def agreement(first: Tensor, second: Tensor) -> Tensor:
+    """Row-wise cosine similarity, computed in float32.
+
+    Args:
+        first, second: logits, ``(N, K)``, any float dtype.
+
+    Returns:
+        ``(N,)`` float32 in [-1, 1]; 0 where a row is all zeros.
+    """
+    a, b = first.float(), second.float()
+    # Scaling by the largest element keeps the squares of extreme logits finite.
+    a = a / a.abs().amax(1, keepdim=True).clamp_min(1e-38)
+    b = b / b.abs().amax(1, keepdim=True).clamp_min(1e-38)
+    norms = torch.linalg.vector_norm(a, dim=1) * torch.linalg.vector_norm(b, dim=1)
+    return ((a * b).sum(1) / norms.clamp_min(1e-12)).clamp(-1.0, 1.0)

@@ -1,0 +1,145 @@
+"""What the jobs train and purify share: opening data, picking the curve's images, logging."""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+
+from pbe_fast.config import DataConfig
+from pbe_fast.data.augment import SMALL, Augment
+from pbe_fast.data.loader import ImageData, Quarantine
+from pbe_fast.device import Device
+from pbe_fast.errors import ConfigError
+from pbe_fast.evaluate import Accuracy, evaluate
+from pbe_fast.progress import Progress
+from pbe_fast.randomness import permutation
+from pbe_fast.run_directory import RunDirectory
+from pbe_fast.training import Step
+from pbe_fast.triggers import Attack, load_attack
+
+__all__ = ["Tester", "augment_for", "log_file", "open_data", "step_logger"]
+
+LOG_EVERY = 20  # batches between two lines of metrics.jsonl
+
+Ids = npt.NDArray[np.int64]
+
+
+def open_data(path: Path, config: DataConfig, quarantine: Quarantine) -> ImageData:
+    """Open shards as the configuration says."""
+    return ImageData.open(
+        path,
+        config.image_size,
+        workers=config.workers,
+        quarantine=quarantine,
+        digests=config.check_digests,
+    )
+
+
+def augment_for(config: DataConfig) -> Augment:
+    """``auto``: the paper's crop and rotation for small images, resized crops for large."""
+    if config.augment == "auto":
+        return "crop_rotate" if config.image_size <= SMALL else "resized_crop"
+    return config.augment
+
+
+class Tester:
+    """Measures ACC and ASR where test shards are at hand, whole or on the curve's sample."""
+
+    def __init__(
+        self, config: DataConfig, quarantine: Quarantine, *, num_classes: int, seed: int,
+        batch_size: int, curve_samples: int, progress: Progress,
+    ) -> None:
+        self.data = open_data(config.test, config, quarantine) if config.test else None
+        self.attack: Attack | None = load_attack(config.attack) if config.attack else None
+        if self.attack is not None and self.data is None:
+            raise ConfigError("data.attack is given, but no data.test to plant it into.")
+        if self.data is not None and self.data.manifest.num_classes != num_classes:
+            raise ConfigError(
+                f"{config.test} has {self.data.manifest.num_classes} classes, the model {num_classes}. "
+                "Convert both splits with the same classes (--classes-from)."
+            )
+        self.batch_size = batch_size
+        self.progress = progress
+        self.curve: Ids | None = None
+        if self.data is not None and curve_samples:
+            count = len(self.data.manifest)
+            self.curve = np.sort(permutation(count, seed, "curve")[:curve_samples])
+
+    def whole(self, model: nn.Module, device: Device, phase: str) -> Accuracy | None:
+        """All test images; None without test shards."""
+        return self._measure(model, device, phase, None) if self.data else None
+
+    def sample(self, model: nn.Module, device: Device) -> Accuracy | None:
+        """The curve's images; None where no curve is wanted or possible."""
+        return self._measure(model, device, "curve", self.curve) if self.curve is not None else None
+
+    def _measure(
+        self, model: nn.Module, device: Device, phase: str, ids: Ids | None
+    ) -> Accuracy | None:
+        if self.data is None:
+            return None
+        return evaluate(
+            model, self.data, device, attack=self.attack, ids=ids, batch_size=self.batch_size,
+            phase=phase, progress=self.progress,
+        )
+
+
+class step_logger:  # noqa: N801  # used as a function that remembers
+    """Sums steps and writes a line to ``metrics.jsonl`` every ``LOG_EVERY`` batches."""
+
+    def __init__(self, run: RunDirectory, stage: str, round_index: int) -> None:
+        self.run, self.stage, self.round = run, stage, round_index
+        self.steps: list[Step] = []
+
+    def __call__(self, step: Step) -> None:
+        """Take note of a step."""
+        if self.steps and self.steps[-1].adversarial != step.adversarial:
+            self.flush()
+        self.steps.append(step)
+        if len(self.steps) >= LOG_EVERY:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what is noted."""
+        if not self.steps:
+            return
+        last, images = self.steps[-1], sum(step.images for step in self.steps)
+        weights = torch.tensor([step.images / images for step in self.steps])
+        losses = torch.stack([step.loss for step in self.steps]).float().cpu()
+        self.run.event(
+            {
+                "event": "step",
+                "phase": self.stage,
+                "round": self.round,
+                "epoch": last.epoch,
+                "batch": last.batch,
+                "loss": float((losses * weights).sum()),
+                "accuracy": int(torch.stack([step.correct for step in self.steps]).sum()) / images,
+                "adversarial": last.adversarial,
+                "images_per_second": images / sum(step.seconds for step in self.steps),
+            }
+        )
+        self.steps = []
+
+
+@contextmanager
+def log_file(run: RunDirectory) -> Iterator[logging.Logger]:
+    """The run's ``log.txt``, with times; also carries what a library would print."""
+    handler = logging.FileHandler(run.path / "log.txt", encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    run.logger.setLevel(logging.INFO)
+    run.logger.propagate = False
+    run.logger.addHandler(handler)
+    try:
+        yield run.logger
+    except BaseException:
+        run.logger.exception("the run stopped")
+        raise
+    finally:
+        run.logger.removeHandler(handler)
+        handler.close()

@@ -1,0 +1,255 @@
+"""Configurations of the three jobs: poison, train, purify. Typed; unknown keys are refused.
+
+A configuration is data at the edge: it is checked whole, kept with the result, and taken
+apart before anything runs.
+"""
+
+import difflib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from pbe_fast.errors import ConfigError
+
+__all__ = [
+    "AdversaryConfig",
+    "AftConfig",
+    "DataConfig",
+    "ModelConfig",
+    "PbeConfig",
+    "PoisonConfig",
+    "PurifyConfig",
+    "TrainConfig",
+    "load_config",
+]
+
+Fraction = float
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+
+class ModelConfig(_Strict):
+    """Which architecture, and where its weights are."""
+
+    name: str = Field("", description="builtin:NAME, timm:NAME, torchvision:NAME, FILE.py:factory")
+    options: dict[str, int | float | str | bool] = Field(
+        default_factory=dict, description="passed to the model, such as width: 16"
+    )
+    checkpoint: Path | None = Field(None, description="the weights to purify")
+    mean: tuple[float, float, float] | None = None
+    std: tuple[float, float, float] | None = None
+
+
+class DataConfig(_Strict):
+    """The shards and how images are read."""
+
+    train: Path | None = Field(None, description="the training shards, perhaps poisoned")
+    clean: Path | None = Field(None, description="shards with correct labels and no poison")
+    clean_fraction: Fraction = Field(1.0, gt=0, le=1, description="random share of clean taken")
+    test: Path | None = Field(None, description="clean test shards, for ACC and ASR")
+    attack: Path | None = Field(None, description="attack.safetensors, for ASR")
+    truth: Path | None = Field(None, description="truth.parquet, for the suspects' AUROC")
+    image_size: int = Field(32, ge=1, le=4096)
+    augment: Literal["auto", "none", "crop_rotate", "resized_crop"] = "auto"
+    flip: bool = False
+    workers: int | None = Field(None, ge=0, description="decoding processes; null chooses")
+    check_digests: bool = Field(True, description="compare every shard's SHA-256 at the start")
+    quarantine_budget: Fraction = Field(0.001, ge=0, le=1)
+
+
+class AdversaryConfig(_Strict):
+    """PGD (DESIGN section 2); lengths in 1/255 of the pixel range."""
+
+    norm: Literal["linf", "l2"] = "linf"
+    eps_255: float = Field(6.0, gt=0)
+    step_255: float | None = Field(None, gt=0, description="null: eps / 5")
+    steps: int = Field(7, ge=1)
+    random_start: bool = False
+
+
+class _SgdConfig(_Strict):
+    batch_size: int = Field(128, ge=2)
+    lr: float = Field(0.001, gt=0)
+    momentum: float = Field(0.9, ge=0, lt=1)
+    weight_decay: float = Field(5e-4, ge=0)
+
+
+class AftConfig(_SgdConfig):
+    """Adversarial fine-tuning with a clean set."""
+
+    epochs: int = Field(20, ge=1)
+    adversarial_epochs: int = Field(3, ge=0, description="first epochs, every batch adversarial")
+
+
+class PbeConfig(_SgdConfig):
+    """Progressive Backdoor Erasing without a clean set."""
+
+    lr: float = Field(0.01, gt=0)
+    initial_fraction: Fraction = Field(0.05, gt=0, le=1, description="random first subset")
+    keep: tuple[Fraction, ...] = Field(
+        (0.2, 0.5, 0.7), description="share of the training set in rounds 1, 2, 3"
+    )
+    epochs: int = Field(10, ge=1, description="of each round")
+    adversarial_batches: int = Field(30, ge=0, description="of rounds after the first")
+
+
+class PurifyConfig(_Strict):
+    """``pbe-fast purify``."""
+
+    method: Literal["auto", "aft", "pbe"] = Field(
+        "auto", description="auto: aft where data.clean is given, else pbe"
+    )
+    model: ModelConfig = ModelConfig()
+    data: DataConfig = DataConfig()
+    adversary: AdversaryConfig = AdversaryConfig()
+    aft: AftConfig = AftConfig()
+    pbe: PbeConfig = PbeConfig()
+    seed: int = Field(0, ge=0)
+    device: str = "auto"
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    eval_batch_size: int = Field(512, ge=1)
+    curve_samples: int = Field(2000, ge=0, description="test images for the curves; 0: no curves")
+    checkpoint_seconds: float = Field(30.0, ge=0, description="at most this much work is lost")
+
+
+class TrainConfig(_Strict):
+    """``pbe-fast train``."""
+
+    model: ModelConfig = ModelConfig(name="builtin:preact_resnet18")
+    data: DataConfig = DataConfig()
+    epochs: int = Field(15, ge=1)
+    batch_size: int = Field(128, ge=2)
+    lr: float = Field(0.1, gt=0)
+    momentum: float = Field(0.9, ge=0, lt=1)
+    weight_decay: float = Field(5e-4, ge=0)
+    seed: int = Field(0, ge=0)
+    device: str = "auto"
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    eval_batch_size: int = Field(512, ge=1)
+    curve_samples: int = Field(2000, ge=0, description="test images for the curves; 0: no curves")
+    checkpoint_seconds: float = Field(30.0, ge=0)
+
+
+class PoisonConfig(_Strict):
+    """``pbe-fast poison``."""
+
+    attack: Literal["badnets", "blend", "sig", "wanet", "input_aware"] = "badnets"
+    mode: Literal["all_to_one", "all_to_all"] = "all_to_one"
+    target: int = Field(0, ge=0)
+    rate: Fraction = Field(0.1, gt=0, le=1, description="of the training set; clean_label: of the target class")
+    clean_label: bool = False
+    image_size: int = Field(32, ge=1, le=4096)
+    patch_size: int = Field(0, ge=0, description="badnets; 0: 3/32 of the image")
+    picture: str = Field("kitten", description="blend: kitten, dog, or an image file")
+    alpha: float = Field(0.2, gt=0, le=1, description="blend")
+    amplitude_255: float = Field(20.0, gt=0, le=255, description="sig")
+    frequency: float = Field(6.0, gt=0, description="sig")
+    k: int = Field(4, ge=2, le=64, description="wanet: control grid")
+    strength: float = Field(0.5, gt=0, description="wanet")
+    generator_steps: int = Field(1500, ge=1, description="input_aware: training steps")
+    generator_images: int = Field(20000, ge=6, description="input_aware: images trained on")
+    seed: int = Field(0, ge=0)
+    device: str = "auto"
+    shard_bytes: int = Field(256 * 2**20, ge=1024)
+
+
+ConfigT = TypeVar("ConfigT", bound=_Strict)
+
+
+def load_config(
+    kind: type[ConfigT],
+    file: Path | None = None,
+    settings: Sequence[str] = (),
+    values: Mapping[str, Any] | None = None,
+) -> ConfigT:
+    """A configuration from a YAML file, then ``key=value`` settings, then dotted values.
+
+    Args:
+        kind: which job's configuration.
+        file: YAML; a mapping with the job's keys, perhaps only some of them.
+        settings: such as ``["pbe.lr=0.005", "model.options.width=16"]``; values are YAML.
+        values: dotted keys to values, from command line options; None values are skipped.
+
+    Raises:
+        ConfigError: a key is unknown (the nearest known one is named) or a value impossible.
+    """
+    tree: dict[str, Any] = {}
+    if file is not None:
+        tree = _read_yaml(file)
+    for setting in settings:
+        key, equals, text = setting.partition("=")
+        if not equals or not key:
+            raise ConfigError(f"--set {setting!r}: write it as key=value, such as pbe.lr=0.005.")
+        try:
+            _put(tree, key, yaml.safe_load(text))
+        except yaml.YAMLError as error:
+            raise ConfigError(f"--set {setting!r}: the value is no YAML ({error}).") from error
+    for key, value in (values or {}).items():
+        if value is not None:
+            _put(tree, key, value)
+    try:
+        return kind.model_validate(tree)
+    except ValidationError as error:
+        raise ConfigError(_explain(kind, error, file)) from error
+
+
+def dump_config(config: BaseModel) -> str:
+    """A configuration as YAML; equal configurations give equal text."""
+    text: str = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+    return text
+
+
+def _read_yaml(file: Path) -> dict[str, Any]:
+    try:
+        tree = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ConfigError(f"{file}: there is no such configuration file.") from error
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"{file}: cannot be read as YAML ({error}).") from error
+    if tree is None:
+        return {}
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{file}: a configuration is a mapping of keys to values.")
+    return tree
+
+
+def _put(tree: dict[str, Any], dotted: str, value: object) -> None:
+    *parents, last = dotted.split(".")
+    for parent in parents:
+        child = tree.setdefault(parent, {})
+        if not isinstance(child, dict):
+            raise ConfigError(f"{dotted}: {parent} is a value, not a group of keys.")
+        tree = child
+    tree[last] = value
+
+
+def _explain(kind: type[BaseModel], error: ValidationError, file: Path | None) -> str:
+    lines = []
+    for problem in error.errors():
+        where = ".".join(str(part) for part in problem["loc"])
+        if problem["type"] == "extra_forbidden":
+            known = _known_keys(kind)
+            near = difflib.get_close_matches(where, known, n=1, cutoff=0.5) or [
+                key for key in known if key.split(".")[-1] == where.split(".")[-1]
+            ]
+            hint = f"; did you mean {near[0]}?" if near else ""
+            lines.append(f"unknown key {where}{hint}")
+        else:
+            lines.append(f"{where} = {problem['input']!r}: {problem['msg']}")
+    place = f"{file}: " if file else ""
+    return f"{place}configuration: " + "; ".join(lines) + "."
+
+
+def _known_keys(kind: type[BaseModel], prefix: str = "") -> list[str]:
+    keys = []
+    for name, info in kind.model_fields.items():
+        keys.append(prefix + name)
+        annotation = info.annotation
+        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+            keys += _known_keys(annotation, f"{prefix}{name}.")
+    return keys

@@ -1,0 +1,123 @@
+"""Comparing shards on disk with their manifest."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from pbe_fast._files import sha256_file
+from pbe_fast.data._layout import read_rows
+from pbe_fast.data.manifest import Manifest, Shard
+from pbe_fast.errors import ShardError
+
+__all__ = ["require_intact", "verify_shards"]
+
+_SHOWN = 10
+
+
+def verify_shards(
+    manifest: Manifest,
+    *,
+    digests: bool = True,
+    members: bool = True,
+    on_shard: Callable[[Shard], None] | None = None,
+) -> list[str]:
+    """Find everything in which the shards differ from the manifest.
+
+    Args:
+        manifest: as loaded, with its folder.
+        digests: read every shard whole and compare its SHA-256.
+        members: read the headers and labels of every shard and compare them with the rows. With
+            both False only the presence and the sizes of the files are looked at.
+        on_shard: called after each shard.
+
+    Returns:
+        One line a problem, each naming the file and where possible the sample; empty when
+        everything is as the manifest says.
+    """
+    problems: list[str] = []
+    bounds = np.searchsorted(manifest.shard_index, np.arange(len(manifest.shards) + 1))
+    for number, shard in enumerate(manifest.shards):
+        path = manifest.shard_path(number)
+        rows = range(int(bounds[number]), int(bounds[number + 1]))
+        try:
+            problems += _verify_one(manifest, path, shard, rows, digests, members)
+        except OSError as error:
+            problems.append(f"{path}: cannot be read ({error.strerror})")
+        if on_shard is not None:
+            on_shard(shard)
+    return problems + _unlisted(manifest)
+
+
+def require_intact(manifest: Manifest, *, digests: bool = True, members: bool = True) -> None:
+    """Raise unless the shards are as the manifest says; see :func:`verify_shards`.
+
+    Raises:
+        ShardError: lists the first 10 problems.
+    """
+    problems = verify_shards(manifest, digests=digests, members=members)
+    if not problems:
+        return
+    more = [f"... and {len(problems) - _SHOWN} more"] if len(problems) > _SHOWN else []
+    lines = "\n  ".join(problems[:_SHOWN] + more)
+    raise ShardError(
+        f"{manifest.root}: the shards are not what the manifest says:\n  {lines}\n"
+        "Copy the shards again; if they were changed on purpose, make the manifest again with "
+        "'pbe-fast shards index'."
+    )
+
+
+def _verify_one(
+    manifest: Manifest, path: Path, shard: Shard, rows: range, digests: bool, members: bool
+) -> list[str]:
+    if not path.is_file():
+        return [f"{path}: the shard is missing"]
+    problems: list[str] = []
+    size = path.stat().st_size
+    if size != shard.bytes:
+        problems.append(f"{path}: {size} bytes instead of {shard.bytes}")
+    elif digests and (digest := sha256_file(path)) != shard.sha256:
+        problems.append(f"{path}: SHA-256 {digest} instead of {shard.sha256}")
+    if not members:
+        return problems
+    try:
+        found = {row.key: row for row in read_rows(path)}
+    except ShardError as error:
+        return [*problems, str(error)]
+    for sample_id in rows:
+        key = manifest.keys[sample_id].as_py()
+        row = found.pop(key, None)
+        if row is None:
+            problems.append(f"{path}, sample {key!r}: is in the manifest but not in the shard")
+            continue
+        for what, listed, actual in (
+            ("offset", manifest.offsets[sample_id], row.offset),
+            ("size", manifest.sizes[sample_id], row.size),
+            ("label", manifest.labels[sample_id], row.label),
+        ):
+            if listed != actual:
+                problems.append(
+                    f"{path}, sample {key!r}: the {what} is {actual}, "
+                    f"but {int(listed)} in the manifest"
+                )
+    return problems + [
+        f"{path}, sample {key!r}: is in the shard but not in the manifest" for key in found
+    ]
+
+
+def _unlisted(manifest: Manifest) -> list[str]:
+    """Tar files that are named like listed ones, numbers apart, but are not listed."""
+    listed = {manifest.shard_path(number) for number in range(len(manifest.shards))}
+    patterns = {(path.parent, _without_numbers(path.name)) for path in listed}
+    return [
+        f"{path}: a shard that the manifest does not list"
+        for folder in sorted({path.parent for path in listed})
+        if folder.is_dir()
+        for path in sorted(folder.glob("*.tar"))
+        if path not in listed and (folder, _without_numbers(path.name)) in patterns
+    ]
+
+
+def _without_numbers(name: str) -> str:
+    return re.sub(r"[0-9]+", "0", name)

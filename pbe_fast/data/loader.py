@@ -1,0 +1,193 @@
+"""Batches of uint8 images from shards, each sample exactly once, in worker processes.
+
+A data set is opened once, when its shards are checked against the manifest. After that an
+epoch is a list of sample ids cut into batches; workers read the bytes of exactly those samples
+at the manifest's offsets, so a subset costs what it contains and a run starts anywhere in an
+epoch for free.
+"""
+
+import json
+import os
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from pbe_fast.data.augment import SMALL, View
+from pbe_fast.data.decode import decode_rgb
+from pbe_fast.data.manifest import Manifest
+from pbe_fast.data.order import batches
+from pbe_fast.data.shards import ShardReader, require_intact
+from pbe_fast.errors import ImageError, QuarantineError
+
+__all__ = ["Batch", "ImageData", "Quarantine"]
+
+Ids = npt.NDArray[np.int64]
+
+
+class Batch(NamedTuple):
+    """What the loader yields; N is smaller where images were undecodable."""
+
+    images: Tensor  # (N, 3, size, size) uint8
+    labels: Tensor  # (N,) int64
+    ids: Tensor  # (N,) int64, rows of the manifest
+
+
+@dataclass
+class Quarantine:
+    """Samples that cannot be decoded: noted, left out, and counted against a budget.
+
+    Attributes:
+        path: a JSON line for each such sample is appended here; None keeps them in memory.
+        budget: the share of a data set that may be undecodable before the run stops.
+    """
+
+    path: Path | None = None
+    budget: float = 0.001
+    reasons: dict[tuple[str, int], str] = field(default_factory=dict)
+
+    def add(self, manifest: Manifest, failures: Sequence[tuple[int, str]]) -> None:
+        """Note failures.
+
+        Raises:
+            QuarantineError: the data set has more of them than the budget allows.
+        """
+        name = str(manifest.root)
+        for sample_id, reason in failures:
+            if (name, sample_id) in self.reasons:
+                continue
+            self.reasons[name, sample_id] = reason
+            if self.path is not None:
+                line = {
+                    "data": name,
+                    "shard": manifest.shards[int(manifest.shard_index[sample_id])].name,
+                    "key": manifest.keys[sample_id].as_py(),
+                    "reason": reason,
+                }
+                with self.path.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps(line) + "\n")
+        bad = [(i, why) for (data, i), why in self.reasons.items() if data == name]
+        allowed = int(self.budget * len(manifest))
+        if len(bad) > allowed:
+            first = "; ".join(f"{manifest.describe(i)} ({why})" for i, why in bad[:3])
+            where = f" All are listed in {self.path}." if self.path else ""
+            raise QuarantineError(
+                f"{name}: {len(bad)} undecodable images, but the budget is {allowed} of "
+                f"{len(manifest)} ({self.budget:.2%}). First: {first}.{where} Mend the shards, or "
+                "raise data.quarantine_budget."
+            )
+
+
+@dataclass(frozen=True, eq=False)
+class ImageData:
+    """An opened data set.
+
+    Attributes:
+        manifest: what is in it.
+        size: side in pixels that images are brought to.
+        workers: decoding processes; 0 decodes in this one, None chooses: none up to 64 pixels,
+            where decoding costs less than passing images between processes, else the cores.
+        quarantine: where undecodable images are noted.
+    """
+
+    manifest: Manifest
+    size: int
+    workers: int | None = None
+    quarantine: Quarantine = field(default_factory=Quarantine)
+
+    @classmethod
+    def open(
+        cls, path: Path | str, size: int, *, workers: int | None = None,
+        quarantine: Quarantine | None = None, digests: bool = True,
+    ) -> "ImageData":
+        """Open shards and check them against their manifest.
+
+        Args:
+            path: the folder of the shards or the manifest itself.
+            digests: read every shard once and compare its SHA-256; else compare sizes alone.
+
+        Raises:
+            ShardError: something is missing or changed.
+        """
+        manifest = Manifest.load(path)
+        require_intact(manifest, digests=digests)
+        return cls(manifest, size, workers, quarantine or Quarantine())
+
+    @property
+    def ids(self) -> Ids:
+        """All sample ids, in file order."""
+        return np.arange(len(self.manifest), dtype=np.int64)
+
+    def read(self, order: Ids, batch_size: int, view: View | None = None) -> Iterator[Batch]:
+        """Read samples in the given order.
+
+        Args:
+            order: sample ids; each is read once for each time it stands here.
+            batch_size: samples a batch.
+            view: size and augmentation; None brings images to ``size`` and no more.
+
+        Raises:
+            QuarantineError: too many images cannot be decoded.
+            ShardError: a shard is shorter than it was when it was opened.
+        """
+        reader = _BatchReader(self.manifest, view or View(self.size))
+        cut = batches(order, batch_size)
+        workers = min(self._worker_count(), len(cut))
+        with warnings.catch_warnings():
+            # Workers are forked before they start threads of their own.
+            warnings.filterwarnings("ignore", message=".*fork.*", category=DeprecationWarning)
+            loader = DataLoader(
+                reader,
+                sampler=cut,
+                batch_size=None,
+                num_workers=workers,
+                worker_init_fn=_single_thread if workers else None,
+            )
+            for images, labels, ids, failures in loader:
+                if failures:
+                    self.quarantine.add(self.manifest, failures)
+                yield Batch(images, labels, ids)
+
+    def _worker_count(self) -> int:
+        if self.workers is not None:
+            return self.workers
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
+        return 0 if self.size <= SMALL else min(16, max(1, cores - 1))
+
+
+class _BatchReader(Dataset[tuple[Tensor, Tensor, Tensor, list[tuple[int, str]]]]):
+    """Reads and decodes one batch; runs inside the workers."""
+
+    def __init__(self, manifest: Manifest, view: View) -> None:
+        self.labels = manifest.labels
+        self.reader = ShardReader(manifest)
+        self.view = view
+
+    def __getitem__(self, ids: Ids) -> tuple[Tensor, Tensor, Tensor, list[tuple[int, str]]]:
+        size = self.view.size
+        pixels = np.empty((len(ids), size, size, 3), np.uint8)
+        good: list[int] = []
+        failures: list[tuple[int, str]] = []
+        for sample_id in ids.tolist():
+            try:
+                image = decode_rgb(self.reader.read(sample_id))
+            except ImageError as error:
+                failures.append((sample_id, str(error)))
+                continue
+            pixels[len(good)] = self.view.image(image, sample_id)
+            good.append(sample_id)
+        kept = np.array(good, np.int64)
+        images = torch.from_numpy(pixels[: len(good)]).permute(0, 3, 1, 2).contiguous()
+        labels = torch.from_numpy(self.labels[kept].astype(np.int64))
+        return self.view.batch(images, kept), labels, torch.from_numpy(kept), failures
+
+
+def _single_thread(_worker: int) -> None:
+    torch.set_num_threads(1)  # workers share the cores; they must not fight over them

@@ -1,0 +1,193 @@
+"""The manifest: what is in a set of shards, one row a sample, beside the tar files.
+
+Tar readers drop samples silently on most kinds of damage, so nothing is read that the manifest
+does not name, and everything that it names must be there. The manifest gives each sample's
+byte offset, so a subset is read without touching the rest.
+
+On disk (``manifest.parquet``): columns ``shard`` (dictionary of file names), ``key``,
+``offset``, ``size`` (bytes of the image inside the shard) and ``label``; the shards' SHA-256,
+sizes and sample counts and the class names are JSON in the schema's metadata.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pbe_fast._files import atomic_path
+from pbe_fast.errors import ShardError
+
+__all__ = ["MANIFEST_NAME", "Manifest", "Shard"]
+
+MANIFEST_NAME = "manifest.parquet"
+_METADATA_KEY = b"pbe_fast"
+_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One tar file: its name relative to the manifest, SHA-256 (hex), bytes and samples."""
+
+    name: str
+    sha256: str
+    bytes: int
+    samples: int
+
+
+@dataclass(frozen=True, eq=False)
+class Manifest:
+    """All samples of a data set. A sample's id is its row, 0 to N - 1.
+
+    Attributes:
+        root: the folder that shard names are relative to.
+        shards: the tar files, in order; rows are grouped by shard in this order.
+        classes: class names; a label is an index into them.
+        shard_index: ``(N,)`` int32, index into ``shards``.
+        keys: N strings, the samples' names without extension; unique.
+        offsets, sizes: ``(N,)`` int64, where the image's bytes lie in the shard.
+        labels: ``(N,)`` int32.
+    """
+
+    root: Path
+    shards: tuple[Shard, ...]
+    classes: tuple[str, ...]
+    shard_index: npt.NDArray[np.int32]
+    keys: pa.StringArray
+    offsets: npt.NDArray[np.int64]
+    sizes: npt.NDArray[np.int64]
+    labels: npt.NDArray[np.int32]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def num_classes(self) -> int:
+        """How many classes there are, with or without samples."""
+        return len(self.classes)
+
+    def shard_path(self, index: int) -> Path:
+        """Where shard ``index`` lies."""
+        return self.root / self.shards[index].name
+
+    def describe(self, sample_id: int) -> str:
+        """A sample for people: ``train-000003.tar: 00012/00045_00010``."""
+        shard = self.shards[int(self.shard_index[sample_id])].name
+        return f"{shard}: {self.keys[sample_id].as_py()}"
+
+    def save(self, folder: Path) -> Path:
+        """Write ``manifest.parquet`` into ``folder``, whole or not at all."""
+        header = {
+            "version": _VERSION,
+            "classes": list(self.classes),
+            "shards": [vars(shard) for shard in self.shards],
+        }
+        names = pa.array([shard.name for shard in self.shards], pa.string())
+        table = pa.table(
+            {
+                "shard": pa.DictionaryArray.from_arrays(pa.array(self.shard_index), names),
+                "key": self.keys,
+                "offset": pa.array(self.offsets),
+                "size": pa.array(self.sizes),
+                "label": pa.array(self.labels),
+            }
+        ).replace_schema_metadata({_METADATA_KEY: json.dumps(header)})
+        path = folder / MANIFEST_NAME
+        with atomic_path(path) as temporary:
+            pq.write_table(table, temporary, compression="zstd")
+        return path
+
+    @classmethod
+    def load(cls, path: Path | str) -> "Manifest":
+        """Read and check a manifest.
+
+        Args:
+            path: the folder of the shards, or the ``manifest.parquet`` itself.
+
+        Raises:
+            ShardError: the file is missing, is no manifest, or contradicts itself.
+        """
+        file = Path(path)
+        file = file / MANIFEST_NAME if file.is_dir() else file
+        if not file.exists():
+            raise ShardError(
+                f"{file}: there is no such file. Make one with 'pbe-fast shards index FOLDER' "
+                "(an existing WebDataset) or 'pbe-fast shards convert' (anything else)."
+            )
+        try:
+            table = pq.read_table(file)
+            header = json.loads((table.schema.metadata or {})[_METADATA_KEY])
+            if header["version"] != _VERSION:
+                raise ShardError(f"{file}: manifest version {header['version']}, not {_VERSION}.")
+            shards = tuple(
+                Shard(str(s["name"]), str(s["sha256"]), int(s["bytes"]), int(s["samples"]))
+                for s in header["shards"]
+            )
+            classes = tuple(str(name) for name in header["classes"])
+            shard_column = table["shard"].combine_chunks()
+            if isinstance(shard_column, pa.ChunkedArray):
+                shard_column = shard_column.chunk(0)
+            position = {shard.name: i for i, shard in enumerate(shards)}
+            renumber = np.array(
+                [position[name] for name in shard_column.dictionary.to_pylist()], np.int32
+            )
+            manifest = cls(
+                root=file.parent,
+                shards=shards,
+                classes=classes,
+                shard_index=renumber[shard_column.indices.to_numpy()].astype(np.int32),
+                keys=_one_array(table["key"]),
+                offsets=table["offset"].to_numpy().astype(np.int64),
+                sizes=table["size"].to_numpy().astype(np.int64),
+                labels=table["label"].to_numpy().astype(np.int32),
+            )
+        except (pa.ArrowException, KeyError, TypeError, ValueError, AttributeError) as error:
+            if isinstance(error, ShardError):
+                raise
+            raise ShardError(
+                f"{file}: not a manifest of pbe-fast ({error}). Make it again with "
+                "'pbe-fast shards index'."
+            ) from error
+        manifest._check(file)
+        return manifest
+
+    def _check(self, file: Path) -> None:
+        """Refuse a manifest that contradicts itself, before any byte is read by it."""
+        wrong: list[str] = []
+        for shard in self.shards:
+            if unsafe_shard_name(shard.name):
+                wrong.append(f"shard name {shard.name!r} is not a plain path below the folder")
+        counts = np.bincount(self.shard_index, minlength=len(self.shards))
+        for shard, count in zip(self.shards, counts, strict=True):
+            if count != shard.samples:
+                wrong.append(f"{shard.name}: {count} rows for {shard.samples} samples")
+        if len(self) and np.any(np.diff(self.shard_index) < 0):
+            wrong.append("rows are not in the order of the shards")
+        if len(self):
+            ends = np.array([shard.bytes for shard in self.shards], np.int64)[self.shard_index]
+            if (self.offsets < 0).any() or (self.sizes < 0).any():
+                wrong.append("negative offsets or sizes")
+            elif (self.offsets > ends).any() or (self.sizes > ends - self.offsets).any():
+                wrong.append("samples that lie beyond the end of their shard")
+            if self.labels.min() < 0 or self.labels.max() >= self.num_classes:
+                wrong.append(f"labels outside 0 to {self.num_classes - 1}")
+            if len(self.keys.unique()) != len(self.keys):
+                wrong.append("keys that stand in more than one row")
+        if wrong:
+            raise ShardError(f"{file}: " + "; ".join(wrong) + ". Make it again from the shards.")
+
+
+def unsafe_shard_name(name: str) -> bool:
+    """Whether a shard's name could lead out of its folder, or is a URL or a command."""
+    path = PurePosixPath(name)
+    return (
+        not name or path.is_absolute() or ".." in path.parts or ":" in name or "\\" in name
+        or "\0" in name
+    )
+
+
+def _one_array(column: pa.ChunkedArray) -> pa.StringArray:
+    return pa.chunked_array(column, pa.string()).combine_chunks()

@@ -1,0 +1,127 @@
+"""ACC, ASR, and how well the suspects are found."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+
+from pbe_fast.data.loader import ImageData
+from pbe_fast.device import Device
+from pbe_fast.errors import TriggerError
+from pbe_fast.progress import Progress, Silent
+from pbe_fast.triggers.base import Attack, plant
+
+__all__ = ["Accuracy", "auroc", "evaluate", "precision_at"]
+
+Ids = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """Results on a test set, as fractions.
+
+    Attributes:
+        acc: share of clean test images that the model labels correctly.
+        asr: share of triggered test images that get the attacker's label, over images whose
+            true label is not already that label; None where there is no attack.
+        images: how many test images were counted.
+    """
+
+    acc: float
+    asr: float | None
+    images: int
+
+    def as_dict(self) -> dict[str, float]:
+        """For ``metrics.json``; without ``asr`` where it is unknown."""
+        return {"acc": self.acc} | ({} if self.asr is None else {"asr": self.asr})
+
+
+def evaluate(
+    model: nn.Module,
+    data: ImageData,
+    device: Device,
+    *,
+    attack: Attack | None = None,
+    ids: Ids | None = None,
+    batch_size: int = 512,
+    phase: str = "evaluate",
+    progress: Progress | None = None,
+) -> Accuracy:
+    """Measure ACC and, with an attack, ASR.
+
+    Args:
+        model: takes images in [0, 1]; used in eval mode, and its mode restored.
+        data: clean test images with true labels.
+        attack: its trigger is planted into the test images.
+        ids: only these samples.
+
+    Raises:
+        TriggerError: the trigger was made for another image size or number of classes.
+    """
+    if attack is not None and attack.image_size != data.size:
+        raise TriggerError(
+            f"the attack was made for images of {attack.image_size} pixels, but the data is read "
+            f"at {data.size}. Set data.image_size={attack.image_size}."
+        )
+    if attack is not None and attack.num_classes != data.manifest.num_classes:
+        raise TriggerError(
+            f"the attack was made for {attack.num_classes} classes, but {data.manifest.root} has "
+            f"{data.manifest.num_classes}."
+        )
+    chosen = data.ids if ids is None else ids
+    progress = progress or Silent()
+    progress.phase(phase, len(chosen))
+    correct = hit = exposed = torch.zeros((), dtype=torch.int64, device=device.torch)
+    seen = 0
+    training = model.training
+    model.eval()
+    with torch.inference_mode():
+        for batch in data.read(chosen, batch_size):
+            labels = batch.labels.to(device.torch)
+            with device.autocast():
+                predicted = model(device.images(batch.images)).argmax(1)
+            correct = correct + (predicted == labels).sum()
+            if attack is not None:
+                wanted = attack.labels(labels)
+                counts = wanted != labels
+                triggered = device.images(plant(attack.trigger, batch.images))
+                with device.autocast():
+                    predicted = model(triggered).argmax(1)
+                hit = hit + ((predicted == wanted) & counts).sum()
+                exposed = exposed + counts.sum()
+            seen += len(labels)
+            progress.advance(len(labels))
+    model.train(training)
+    asr = None if attack is None else int(hit) / max(1, int(exposed))
+    return Accuracy(int(correct) / max(1, seen), asr, seen)
+
+
+def auroc(scores: npt.NDArray[np.float32], positive: npt.NDArray[np.bool_]) -> float | None:
+    """Area under the ROC curve: the chance that a positive scores *lower* than a negative.
+
+    Suspects are the images with low scores. Ties count half. NaN scores are left out.
+
+    Returns:
+        a number in [0, 1], or None where there are no positives or no negatives.
+    """
+    known = ~np.isnan(scores)
+    scores, positive = scores[known], positive[known]
+    low, high = np.sort(scores[~positive]), scores[positive]
+    if not len(low) or not len(high):
+        return None
+    above = len(low) - np.searchsorted(low, high, side="right")
+    ties = np.searchsorted(low, high, side="right") - np.searchsorted(low, high, side="left")
+    return float((above + 0.5 * ties).mean() / len(low))
+
+
+def precision_at(
+    scores: npt.NDArray[np.float32], positive: npt.NDArray[np.bool_]
+) -> float | None:
+    """Share of true positives among the P lowest scores, P being their true number."""
+    count = int(positive.sum())
+    if not count:
+        return None
+    lowest = np.argsort(np.where(np.isnan(scores), np.inf, scores), kind="stable")[:count]
+    return float(positive[lowest].mean())

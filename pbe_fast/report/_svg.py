@@ -1,0 +1,178 @@
+"""From a matplotlib figure to SVG that can stand inside an HTML page.
+
+What matplotlib writes is made for a file of its own: fixed colours and fonts, a style sheet that
+would reach the whole page, ids that repeat from figure to figure. Here it is taken apart and
+put together again: colours become CSS variables with a fallback, text stays text in the page's
+font, ids are kept where something refers to them, and nothing depends on the clock.
+"""
+
+import hashlib
+import io
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from xml.etree import ElementTree
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+
+__all__ = ["CLEAN", "GRID", "INK", "MUTED", "POISON", "clean_text", "panel", "style", "to_svg"]
+
+# The roles of colour. Each is drawn as its hex value and written as its CSS value: the page sets
+# the variables for light and dark, the fallbacks are readable on both. Blue and vermilion stay
+# apart for every common kind of colour blindness.
+INK = "#010203"
+MUTED = "#757778"
+GRID = "#8f9192"
+CLEAN = "#2a7fc4"
+POISON = "#d95f1e"
+_CSS = {
+    INK: "currentColor",
+    MUTED: f"var(--figure-muted,{MUTED})",
+    GRID: f"var(--figure-grid,{GRID})",
+    CLEAN: f"var(--figure-clean,{CLEAN})",
+    POISON: f"var(--figure-poison,{POISON})",
+}
+
+_WIDTH, _HEIGHT = 480.0, 290.0  # user units, equal to CSS pixels when not scaled
+_SVG = "{http://www.w3.org/2000/svg}"
+_XLINK_HREF = "{http://www.w3.org/1999/xlink}href"
+_REFERENCE = re.compile(r"url\(#([^)]+)\)")
+_FONT_SHORTHAND = re.compile(r"^(?:.*\s)?(?P<size>[\d.]+px)(?:\s|$)")
+# Characters that neither XML nor HTML can carry, and lone surrogates, which UTF-8 cannot.
+_UNPRINTABLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
+
+
+def clean_text(text: str) -> str:
+    """``text`` with every character that a page cannot carry shown as U+FFFD."""
+    return _UNPRINTABLE.sub("\N{REPLACEMENT CHARACTER}", text)
+
+
+@contextmanager
+def style() -> Iterator[None]:
+    """Draw and render inside this: settings of the user's matplotlib do not leak in or out."""
+    with matplotlib.rc_context(
+        {
+            "axes.unicode_minus": True,
+            "font.family": [
+                "DejaVu Sans"
+            ],  # comes with matplotlib, so the layout is the same everywhere
+            "figure.autolayout": False,
+            "figure.constrained_layout.use": False,
+            "font.size": 12.0,
+            "hatch.linewidth": 1.2,
+            "legend.fancybox": False,
+            "lines.scale_dashes": True,
+            "path.simplify": True,
+            "path.simplify_threshold": 0.1111111111111111,
+            "path.sketch": None,
+            "savefig.bbox": None,
+            "svg.fonttype": "none",
+            "svg.hashsalt": "pbe-fast",
+            "svg.image_inline": True,
+            "text.parse_math": False,
+            "text.usetex": False,
+        }
+    ):
+        yield
+
+
+def panel(*, left: float, right: float, top: float, bottom: float) -> Axes:
+    """One empty set of axes on a transparent figure; margins in CSS pixels."""
+    figure = Figure(figsize=(_WIDTH / 72, _HEIGHT / 72), dpi=72)
+    FigureCanvasSVG(figure)
+    figure.patch.set_visible(False)
+    axes = figure.add_axes(
+        (
+            left / _WIDTH,
+            bottom / _HEIGHT,
+            (_WIDTH - left - right) / _WIDTH,
+            (_HEIGHT - top - bottom) / _HEIGHT,
+        )
+    )
+    axes.patch.set_visible(False)
+    axes.set_axisbelow(True)
+    axes.grid(False)
+    axes.tick_params(which="both", length=0, pad=6, colors=INK, labelcolor=INK, labelsize=12)
+    for side, spine in axes.spines.items():
+        spine.set_visible(side == "bottom")
+        spine.set_color(GRID)
+        spine.set_linewidth(1.0)
+    return axes
+
+
+def _declarations(text: str) -> dict[str, str]:
+    """The declarations of a style attribute: colours as variables, fonts left to the page."""
+    found: dict[str, str] = {}
+    for declaration in text.split(";"):
+        name, _, value = (part.strip() for part in declaration.partition(":"))
+        if name == "font":  # how matplotlib before 3.11 writes size and family
+            size = _FONT_SHORTHAND.match(value)
+            name, value = "font-size", size["size"] if size else ""
+        if value and name != "font-family":
+            found[name] = _CSS.get(value.lower(), value)
+    return found
+
+
+def to_svg(axes: Axes, *, label: str) -> str:
+    """Render the figure of ``axes``.
+
+    Args:
+        axes: made by :func:`panel`; call this inside :func:`style`.
+        label: what the picture shows, for those who cannot see it; any text.
+
+    Returns:
+        One ``<svg>`` element as text: as wide as its place, named by ``label``, without script,
+        style sheet, font, date or outside reference. Same figure, same text.
+    """
+    figure = axes.get_figure()
+    buffer = io.StringIO()
+    if isinstance(figure, Figure):
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+    root = ElementTree.fromstring(buffer.getvalue())
+    for child in list(root):
+        if child.tag == f"{_SVG}metadata" or child.find(f"{_SVG}style") is not None:
+            root.remove(child)  # the style sheet holds "*", which would match the whole page
+
+    label = clean_text(label)
+    content = ElementTree.tostring(root, encoding="unicode")
+    prefix = "f" + hashlib.sha256(f"{label}\0{content}".encode()).hexdigest()[:8] + "-"
+    used = set(_REFERENCE.findall(content))
+    used.update(node.get(_XLINK_HREF, "").removeprefix("#") for node in root.iter())
+    for node in root.iter():
+        node.tag = node.tag.removeprefix(_SVG)
+        node.text = node.text if node.tag == "text" else None
+        node.tail = None
+        attributes = dict(node.attrib)
+        node.attrib.clear()
+        for name, value in attributes.items():
+            if name == "id":
+                if value in used:
+                    node.set("id", prefix + value)
+            elif name == _XLINK_HREF:
+                node.set("href", f"#{prefix}{value.removeprefix('#')}")
+            elif name == "style":
+                rules = _declarations(_REFERENCE.sub(rf"url(#{prefix}\1)", value))
+                node.set("style", ";".join(f"{key}:{rule}" for key, rule in rules.items()))
+            elif name == "transform" and value.startswith("rotate(-0 "):
+                continue
+            else:
+                node.set(name, _REFERENCE.sub(rf"url(#{prefix}\1)", " ".join(value.split())))
+
+    root.attrib.clear()
+    root.attrib.update(
+        {
+            "xmlns": "http://www.w3.org/2000/svg",
+            "viewBox": f"0 0 {_WIDTH:g} {_HEIGHT:g}",
+            "width": "100%",
+            "role": "img",
+            "aria-label": label,
+            "style": "stroke-linejoin:round;stroke-linecap:butt;fill:currentColor;overflow:visible",
+        }
+    )
+    title = ElementTree.Element("title")
+    title.text = label
+    root.insert(0, title)
+    return ElementTree.tostring(root, encoding="unicode")

@@ -1,0 +1,229 @@
+"""The numbers of a run in words, never claiming more than was measured."""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pbe_fast.report._run import Accuracies, Metrics
+
+__all__ = [
+    "Verdict",
+    "attack_words",
+    "duration",
+    "method_words",
+    "percent",
+    "points",
+    "verdict",
+]
+
+ASR_GONE = 0.05  # at or below this the trigger is called ineffective
+ACC_COST = 0.05  # a loss above this is named beside the success
+_SPACE = "\N{NO-BREAK SPACE}"
+_METHODS = {
+    "pbe": "Progressive Backdoor Erasing (PBE)",
+    "aft": "Adversarial fine-tuning (AFT)",
+    "train": "Training",
+}
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the run achieved.
+
+    Attributes:
+        kind: ``good``, ``warn``, ``bad`` or ``unknown``; chooses mark and colour.
+        badge: two or three words.
+        headline: one sentence with the numbers.
+        remark: one or two sentences on how to read it.
+    """
+
+    kind: str
+    badge: str
+    headline: str
+    remark: str
+
+
+def percent(value: float) -> str:
+    """A fraction as ``96.4 %``."""
+    return f"{value * 100:.1f}{_SPACE}%"
+
+
+def points(before: float, after: float) -> str:
+    """The change between two fractions in percentage points, with a real minus: ``−0.7``."""
+    change = round(after * 100, 1) - round(before * 100, 1)
+    text = f"{abs(change):.1f}"
+    if float(text) == 0:
+        return "0.0"
+    return ("+" if change > 0 else "\N{MINUS SIGN}") + text
+
+
+def duration(seconds: float) -> str:
+    """Seconds for people: ``0.42 s``, ``12.3 s``, ``21 min 24 s``, ``11 h 27 min``."""
+    if seconds < 1:
+        return f"{seconds:.2f}{_SPACE}s"
+    if seconds < 59.95:
+        return f"{seconds:.1f}{_SPACE}s"
+    whole = math.floor(seconds + 0.5)
+    if whole < 3600:
+        return f"{whole // 60}{_SPACE}min {whole % 60:02d}{_SPACE}s"
+    minutes = math.floor(seconds / 60 + 0.5)
+    return f"{minutes // 60:,}{_SPACE}h {minutes % 60:02d}{_SPACE}min"
+
+
+def method_words(metrics: Metrics) -> str:
+    """The method's full name."""
+    if metrics.method:
+        return _METHODS.get(metrics.method.lower(), metrics.method)
+    return _METHODS["train"] if metrics.test and not metrics.purified else "Run"
+
+
+def attack_words(attack: Mapping[str, Any]) -> str:
+    """An attack on one line: ``badnets (rate 0.1, target 1)``."""
+    name = str(attack.get("name", "unnamed"))
+    rest = []
+    for key, value in attack.items():
+        if key != "name" and value is not None:
+            text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+            rest.append(f"{key} {text if len(text) <= 60 else text[:59] + '…'}")
+    return f"{name} ({', '.join(rest)})" if rest else name
+
+
+def verdict(metrics: Metrics) -> Verdict:
+    """Judge a run by its ACC and ASR alone."""
+    if metrics.purified is not None:
+        return _purification(metrics.infected or Accuracies(), metrics.purified)
+    if metrics.test is not None:
+        return _training(metrics.test)
+    return Verdict(
+        "unknown",
+        "No result",
+        "This run has no result yet.",
+        "metrics.json holds neither a purified nor a trained model. Start the same command on "
+        "this directory again to go on.",
+    )
+
+
+def _moved(name: str, before: float, after: float) -> tuple[str, str]:
+    """A verb and the two numbers, judged as they are shown."""
+    first, last = percent(before), percent(after)
+    if first == last:
+        return "stayed", f"{name} stayed at {last}"
+    verb = "fell" if after < before else "rose"
+    return verb, f"{name} {verb} from {first} to {last}"
+
+
+def _acc_words(infected: Accuracies, purified: Accuracies) -> tuple[str, str]:
+    if purified.acc is None:
+        return "", "ACC was not measured"
+    if infected.acc is None:
+        return "", f"ACC is {percent(purified.acc)}"
+    return _moved("ACC", infected.acc, purified.acc)
+
+
+def _purification(infected: Accuracies, purified: Accuracies) -> Verdict:
+    acc_verb, acc_text = _acc_words(infected, purified)
+    cost = 0.0
+    if infected.acc is not None and purified.acc is not None:
+        cost = infected.acc - purified.acc
+    if purified.asr is None:
+        return Verdict(
+            "unknown",
+            "ASR not known",
+            f"Whether the backdoor is gone is not known; {acc_text}.",
+            "ASR was not measured after purification, because no triggered test images were at "
+            "hand. ACC alone does not show whether a trigger still works.",
+        )
+    works = (
+        f"The trigger still leads {percent(purified.asr)} of the triggered test images to the "
+        "attacker's label."
+    )
+    if infected.asr is None:
+        headline = f"ASR is {percent(purified.asr)} after purification; {acc_text}."
+        if purified.asr > ASR_GONE:
+            return Verdict("bad", "Trigger still works", headline, works)
+        return Verdict(
+            "unknown",
+            "No ASR before",
+            headline,
+            "The tested trigger does not work on the purified model. ASR of the infected model "
+            "was not measured, so this run does not show that there was a backdoor to remove.",
+        )
+
+    asr_verb, asr_text = _moved("ASR", infected.asr, purified.asr)
+    if asr_verb == acc_verb and asr_verb != "stayed":
+        acc_text = acc_text.replace(f" {acc_verb} from", " from", 1)
+    headline = f"{asr_text}, {acc_text}."
+    if infected.asr <= ASR_GONE and purified.asr <= ASR_GONE:
+        return Verdict(
+            "unknown",
+            "Nothing to remove",
+            headline,
+            "The tested trigger hardly worked on the infected model either, so this run does not "
+            "show that a backdoor was removed.",
+        )
+    if purified.asr <= ASR_GONE:
+        if cost > ACC_COST:
+            return Verdict(
+                "warn",
+                "Removed at a cost",
+                headline,
+                f"The tested trigger no longer works, but ACC lost {cost * 100:.1f} percentage "
+                "points. Look for classes that the model has forgotten before using it.",
+            )
+        return Verdict(
+            "good",
+            "Trigger removed",
+            headline,
+            "The tested trigger no longer works on the purified model. Other triggers were not "
+            "tested.",
+        )
+    if purified.asr <= infected.asr / 2:
+        return Verdict(
+            "warn", "Weakened, not removed", headline, f"{works} The backdoor is weaker, not gone."
+        )
+    return Verdict(
+        "bad",
+        "Backdoor still there",
+        headline,
+        f"The purification did not work. {works}",
+    )
+
+
+def _training(test: Accuracies) -> Verdict:
+    parts = [
+        f"{name} {percent(value)}"
+        for name, value in (("ACC", test.acc), ("ASR", test.asr))
+        if value is not None
+    ]
+    if not parts:
+        return Verdict(
+            "unknown",
+            "Not measured",
+            "The model was trained but not tested.",
+            "No test set was given.",
+        )
+    headline = f"The trained model has {' and '.join(parts)} on the test set."
+    if test.asr is None:
+        return Verdict(
+            "unknown",
+            "ASR not measured",
+            headline,
+            "No triggered test images were at hand, so whether the model carries a backdoor was "
+            "not tested.",
+        )
+    if test.asr > ASR_GONE:
+        return Verdict(
+            "warn",
+            "Infected",
+            headline,
+            f"The tested trigger leads {percent(test.asr)} of the triggered test images to the "
+            "attacker's label.",
+        )
+    return Verdict(
+        "unknown",
+        "Trigger without effect",
+        headline,
+        "The tested trigger does not work on this model.",
+    )

@@ -1,0 +1,237 @@
+"""The HTML page of a run: one file that needs no network, no script, no font and no image."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import numpy as np
+from markupsafe import Markup
+
+from pbe_fast._files import write_text
+from pbe_fast.report._run import History, Metrics, Suspects, read_config_text
+from pbe_fast.report._svg import clean_text
+from pbe_fast.report._words import attack_words, duration, method_words, percent, points, verdict
+from pbe_fast.report.figures import (
+    Evaluation,
+    curves,
+    epochs_by_round,
+    loss_curve,
+    score_histogram,
+)
+
+__all__ = ["REPORT_NAME", "write_report"]
+
+REPORT_NAME = "report.html"
+_WORST = 50
+_FILTERS: dict[str, Callable[[Any], str]] = {
+    "percent": percent,
+    "duration": duration,
+    "count": lambda value: f"{value:,}",
+    "decimals": lambda value: f"{value:.3f}".replace("-", "\N{MINUS SIGN}"),
+    "rate": lambda value: f"{value:,.0f}" if value >= 100 else f"{value:.1f}",
+    "seconds": lambda value: f"{value:,.1f}",
+}
+
+
+@dataclass(frozen=True)
+class _Picture:
+    """An SVG that may stand in the page as it is, and its caption."""
+
+    svg: Markup
+    caption: str
+
+
+@dataclass(frozen=True)
+class _Change:
+    """One row of the table of results; the texts are None where nothing was measured."""
+
+    name: str
+    meaning: str
+    values: tuple[str | None, ...]
+    change: str | None = None
+
+
+@dataclass(frozen=True)
+class _Phase:
+    """How long one phase took and how fast it was."""
+
+    name: str
+    seconds: float | None
+    images_per_second: float | None
+
+
+def write_report(run_dir: Path) -> Path:
+    """Write ``report.html`` into a run directory and return its path.
+
+    The page shows what the directory holds: ``metrics.json`` (needed), ``metrics.jsonl``,
+    ``suspects.parquet`` and ``config.yaml`` (each may be absent). Everything read is shown as
+    text, whatever it contains. Same directory, same bytes.
+
+    Raises:
+        RunDirectoryError: the directory or ``metrics.json`` is missing, or a file is damaged;
+            says which and what to do. An earlier report is then left as it was.
+    """
+    run_dir = Path(run_dir)
+    metrics = Metrics.load(run_dir)
+    history = History.load(run_dir)
+    suspects = Suspects.load(run_dir, worst=_WORST)
+    environment = jinja2.Environment(
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update({name: _unless_none(show) for name, show in _FILTERS.items()})
+    source = resources.files("pbe_fast.report").joinpath("template.html").read_text("utf-8")
+    page = environment.from_string(source).render(
+        run_name=run_dir.resolve().name,
+        method=method_words(metrics),
+        verdict=verdict(metrics),
+        metrics=metrics,
+        columns=_columns(metrics),
+        results=_results(metrics),
+        pictures=_pictures(metrics, history),
+        histogram=_histogram(suspects),
+        unreadable=history.unreadable,
+        suspects=suspects,
+        listed=len(suspects.scores) if suspects else None,
+        phases=_phases(metrics),
+        attack=attack_words(metrics.attack) if metrics.attack else None,
+        config=read_config_text(run_dir),
+    )
+    path = run_dir / REPORT_NAME
+    write_text(path, clean_text(page))
+    return path
+
+
+def _unless_none(show: Callable[[Any], str]) -> Callable[[Any], str | None]:
+    """A filter that leaves None alone, for the template to say "not known"."""
+    return lambda value: None if value is None else show(value)
+
+
+def _columns(metrics: Metrics) -> tuple[str, ...]:
+    if metrics.purified is not None:
+        return ("Infected", "Purified")
+    if metrics.test is not None:
+        return ("Test",)
+    return ("Infected",) if metrics.infected is not None else ()
+
+
+def _results(metrics: Metrics) -> list[_Change]:
+    """The rows ACC and ASR, with the change in percentage points where both ends are known."""
+    if metrics.purified is not None:
+        models = [metrics.infected, metrics.purified]
+    else:
+        models = [metrics.test or metrics.infected]
+    rows = []
+    for name, meaning in (
+        ("ACC", "accuracy on clean test images"),
+        ("ASR", "triggered test images given the attacker’s label"),
+    ):
+        values = [getattr(model, name.lower()) if model is not None else None for model in models]
+        first, last = values[0], values[-1]
+        change = None
+        if len(values) == 2 and first is not None and last is not None:
+            change = points(first, last)
+        rows.append(
+            _Change(
+                name,
+                meaning,
+                tuple(percent(value) if value is not None else None for value in values),
+                change,
+            )
+        )
+    return rows
+
+
+def _pictures(metrics: Metrics, history: History) -> list[_Picture]:
+    """The curves and the loss, as far as the run recorded them."""
+    pictures = []
+    lengths = epochs_by_round(history.evaluations, history.steps)
+    before: tuple[float | None, float | None] = (None, None)
+    if metrics.infected is not None and metrics.purified is not None:
+        before = (metrics.infected.acc, metrics.infected.asr)
+    if any(e.acc is not None or e.asr is not None for e in history.evaluations):
+        svg = curves(
+            history.evaluations,
+            label=_spoken(before, history.evaluations, "epochs"),
+            before=before,
+            rounds=lengths,
+        )
+        pictures.append(_Picture(Markup(svg), _curve_caption(before, "epoch", len(lengths))))
+    elif metrics.rounds and any(r.acc is not None or r.asr is not None for r in metrics.rounds):
+        # No record of epochs: a point at the end of each round, each round one unit wide.
+        ends = [Evaluation(r.round, 1, r.acc, r.asr) for r in metrics.rounds]
+        svg = curves(
+            ends, label=_spoken(before, ends, "rounds"), before=before, unit="rounds finished"
+        )
+        pictures.append(_Picture(Markup(svg), _curve_caption(before, "round", len(ends))))
+    if history.steps:
+        losses = [step.loss for step in history.steps if np.isfinite(step.loss)]
+        words = f"from {losses[0]:.3g} to {losses[-1]:.3g}" if losses else "never finite"
+        svg = loss_curve(history.steps, label=f"Training loss by epoch, {words}.", rounds=lengths)
+        caption = "Training loss."
+        if any(step.adversarial for step in history.steps):
+            caption += " Shaded and dashed: batches of adversarial examples."
+        pictures.append(_Picture(Markup(svg), caption))
+    return pictures
+
+
+def _curve_caption(
+    before: tuple[float | None, float | None], unit: str, number_of_rounds: int
+) -> str:
+    caption = f"ACC and ASR after each evaluated {unit}"
+    if before != (None, None):
+        caption += "; at 0, the infected model"
+    if number_of_rounds > 1 and unit == "epoch":
+        caption += ". Dotted lines: where a round begins"
+    return caption + "."
+
+
+def _spoken(
+    before: tuple[float | None, float | None], evaluations: Sequence[Evaluation], unit: str
+) -> str:
+    """The curves for those who cannot see them: where each begins and ends."""
+    ordered = sorted(evaluations, key=lambda item: (item.round, item.epoch))
+    parts = []
+    for name, first, values in (
+        ("ACC", before[0], [item.acc for item in ordered]),
+        ("ASR", before[1], [item.asr for item in ordered]),
+    ):
+        known = [value for value in (first, *values) if value is not None]
+        if known:
+            parts.append(f"{name} from {percent(known[0])} to {percent(known[-1])}")
+    return f"Line chart over {unit}: {', '.join(parts)}."
+
+
+def _histogram(suspects: Suspects | None) -> _Picture | None:
+    if suspects is None or not np.isfinite(suspects.scores).any():
+        return None
+    known = np.isfinite(suspects.scores)
+    label = f"Histogram of the scores of {known.sum():,} images"
+    caption = "Scores of all training images. Low means suspicious."
+    if suspects.poisoned is not None:
+        middle = [
+            f"{name} {np.median(suspects.scores[group]):.3f}"
+            for name, group in (
+                ("clean", known & ~suspects.poisoned),
+                ("poisoned", known & suspects.poisoned),
+            )
+            if group.any()
+        ]
+        label += f"; median {', '.join(middle)}"
+        caption += " Hatched: images known to be poisoned."
+    svg = score_histogram(suspects.scores, suspects.poisoned, label=label + ".")
+    return _Picture(Markup(svg), caption)
+
+
+def _phases(metrics: Metrics) -> list[_Phase]:
+    """Every phase that has a time or a rate, in the order of the file."""
+    names = dict.fromkeys([*metrics.seconds, *metrics.images_per_second])
+    return [
+        _Phase(name, metrics.seconds.get(name), metrics.images_per_second.get(name))
+        for name in names
+    ]

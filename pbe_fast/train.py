@@ -1,0 +1,150 @@
+"""Train a classifier from shards: an infected one from poisoned shards, else a benign one."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pbe_fast._jobs import Tester, augment_for, log_file, open_data, step_logger
+from pbe_fast.config import TrainConfig
+from pbe_fast.data.loader import Quarantine
+from pbe_fast.device import choose_device
+from pbe_fast.errors import ConfigError
+from pbe_fast.models import ModelSpec, create_model, load_model, save_model
+from pbe_fast.progress import Clock, Progress, Silent
+from pbe_fast.run_directory import RunDirectory, versions
+from pbe_fast.training import Position, Stage, fit
+
+__all__ = ["MODEL_NAME", "train"]
+
+MODEL_NAME = "model.safetensors"
+
+
+def train(config: TrainConfig, out: Path, progress: Progress | None = None) -> dict[str, Any]:
+    """Train a model with SGD, a cosine schedule and augmentation.
+
+    Args:
+        config: what to train on what; ``data.train`` is needed.
+        out: the run directory; the same call on it goes on where it stopped.
+
+    Returns:
+        the content of ``metrics.json``. The weights are in ``out/model.safetensors``.
+
+    Raises:
+        PbeError: the configuration or the data is unusable.
+    """
+    progress = progress or Silent()
+    if config.data.train is None:
+        raise ConfigError("nothing to train on: give the training shards as data.train.")
+    run = RunDirectory.open(out, config)
+    done = run.finished()
+    if done is not None:
+        progress.say(f"{out} is finished already.")
+        return done
+    with log_file(run) as log:
+        quarantine = Quarantine(out / "quarantine.jsonl", config.data.quarantine_budget)
+        data = open_data(config.data.train, config.data, quarantine)
+        classes = data.manifest.num_classes
+        spec = ModelSpec(
+            config.model.name, classes, config.data.image_size, config.model.options,
+            config.model.mean, config.model.std,
+        )
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(config.seed)
+            model = (
+                load_model(config.model.checkpoint, spec)
+                if config.model.checkpoint
+                else create_model(spec)
+            )
+        tester = Tester(
+            config.data, quarantine, num_classes=classes, seed=config.seed,
+            batch_size=config.eval_batch_size, curve_samples=config.curve_samples,
+            progress=progress,
+        )
+        state = run.load_state()
+        before = run.read_config() or {}
+        device = choose_device(
+            before.get("device", config.device), before.get("precision", config.precision),
+            model, config.data.image_size,
+        )
+        config = config.model_copy(
+            update={"device": str(device.torch), "precision": device.precision}
+        )
+        run.write_config(config)
+        log.info("training %s on %s in %s", spec.name, device.torch, device.precision)
+        start, clock = Position(), Clock()
+        if state is not None:
+            tensors, header = state
+            start, clock = _resume(model, tensors, header)
+            log.info("going on at epoch %d, batch %d", start.epoch, start.batch)
+        device.place(model)
+        stage = Stage(
+            name="train", epochs=config.epochs, batch_size=config.batch_size, lr=config.lr,
+            momentum=config.momentum, weight_decay=config.weight_decay, schedule="cosine",
+            augment=augment_for(config.data), flip=config.data.flip,
+        )
+        logger = step_logger(run, "train", 0)
+
+        def checkpoint(position: Position) -> None:
+            logger.flush()
+            tensors = {f"model.{k}": v for k, v in model.state_dict().items()}
+            tensors |= {f"momentum.{k}": v for k, v in position.momentum.items()}
+            header = {
+                "epoch": position.epoch, "batch": position.batch,
+                "seconds": clock.seconds, "images": clock.images,
+            }
+            run.save_state(tensors, header)
+
+        def on_epoch(epochs: int) -> None:
+            logger.flush()
+            result = tester.sample(model, device)
+            if result is not None:
+                run.event({"event": "evaluation", "round": 0, "epoch": epochs, **result.as_dict()})
+            progress.phase("train", config.epochs * len(data.ids), epochs * len(data.ids))
+
+        fit(
+            model, data, data.ids, stage, device, pgd=None, seed=config.seed, start=start,
+            progress=progress, clock=clock, on_step=logger, on_epoch=on_epoch,
+            checkpoint=checkpoint, checkpoint_seconds=config.checkpoint_seconds,
+        )
+        save_model(model, out / MODEL_NAME)
+        result = tester.whole(model, device, "test")
+        attack = tester.attack
+        metrics: dict[str, Any] = {
+            "kind": "train",
+            "model": {"name": spec.name, "options": dict(spec.options), "classes": classes},
+            **({"test": result.as_dict()} if result else {}),
+            **({"attack": {"name": attack.trigger.name, "mode": attack.mode}} if attack else {}),
+            **_common(clock, config, quarantine),
+        }
+        run.finish(metrics)
+        log.info("finished: %s", metrics.get("test"))
+    return metrics
+
+
+def _common(clock: Clock, config: TrainConfig, quarantine: Quarantine) -> Mapping[str, object]:
+    return {
+        "seconds": clock.seconds,
+        "images_per_second": clock.rates(),
+        "quarantined": len(quarantine.reasons),
+        "device": config.device,
+        "precision": config.precision,
+        "threads": torch.get_num_threads(),
+        "versions": versions(),
+        "seed": config.seed,
+    }
+
+
+def _resume(
+    model: torch.nn.Module, tensors: Mapping[str, torch.Tensor], header: Mapping[str, Any]
+) -> tuple[Position, Clock]:
+    """Put saved weights into the model, and say where to go on."""
+    model.load_state_dict(
+        {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")}
+    )
+    momentum = {
+        k.removeprefix("momentum."): v for k, v in tensors.items() if k.startswith("momentum.")
+    }
+    position = Position(int(header["epoch"]), int(header["batch"]), momentum)
+    return position, Clock(header["seconds"], header["images"])

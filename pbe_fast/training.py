@@ -1,0 +1,191 @@
+"""The one loop that changes weights: stochastic gradient descent, some batches adversarial.
+
+Training an infected or benign model, adversarial fine-tuning and the rounds of PBE differ only
+in their :class:`Stage`.
+"""
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from pbe_fast.adversary import PGD
+from pbe_fast.data.augment import Augment, View
+from pbe_fast.data.loader import ImageData
+from pbe_fast.data.order import epoch_order
+from pbe_fast.device import Device
+from pbe_fast.progress import Clock, Progress
+
+__all__ = ["Position", "Stage", "Step", "fit"]
+
+Ids = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """How long and how to train on one set of images.
+
+    Attributes:
+        name: for the progress bar and the metrics.
+        round: the round of PBE; part of what the order and the augmentation depend on.
+        schedule: ``constant`` or ``cosine`` (to zero over the stage).
+        adversarial_epochs: in so many first epochs every batch is adversarial.
+        adversarial_batches: so many first batches of the first epoch are adversarial.
+    """
+
+    name: str
+    round: int = 0
+    epochs: int
+    batch_size: int
+    lr: float
+    momentum: float
+    weight_decay: float
+    schedule: Literal["constant", "cosine"] = "constant"
+    augment: Augment = "none"
+    flip: bool = False
+    adversarial_epochs: int = 0
+    adversarial_batches: int = 0
+
+    def is_adversarial(self, epoch: int, batch: int) -> bool:
+        """Whether a batch is replaced by its adversarial examples."""
+        return epoch < self.adversarial_epochs or (epoch == 0 and batch < self.adversarial_batches)
+
+    def lr_at(self, done: float) -> float:
+        """The learning rate when the share ``done`` in [0, 1] of the stage is done."""
+        if self.schedule == "constant":
+            return self.lr
+        return self.lr * 0.5 * (1 + math.cos(math.pi * done))
+
+
+@dataclass(frozen=True)
+class Position:
+    """How far a stage has come: the next batch to do, and the optimiser's memory."""
+
+    epoch: int = 0
+    batch: int = 0
+    momentum: dict[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Step:
+    """What is known after a batch; tensors stay on the device until someone looks."""
+
+    epoch: int
+    batch: int
+    adversarial: bool
+    loss: Tensor
+    correct: Tensor  # number of images that the model in train mode got right
+    images: int
+    seconds: float
+
+
+def fit(
+    model: nn.Module,
+    data: ImageData,
+    ids: Ids,
+    stage: Stage,
+    device: Device,
+    *,
+    pgd: PGD | None,
+    seed: int,
+    start: Position = Position(),  # noqa: B008  # frozen
+    progress: Progress,
+    clock: Clock,
+    on_step: Callable[[Step], None],
+    on_epoch: Callable[[int], None],
+    checkpoint: Callable[[Position], None],
+    checkpoint_seconds: float,
+) -> None:
+    """Train ``model`` in place, from ``start`` to the end of the stage.
+
+    Every batch is a function of (ids, stage, seed, epoch, batch), so that a stopped stage that
+    is started again from a checkpoint ends in the same bytes.
+
+    Args:
+        model: on the device; left in eval mode.
+        data, ids: the images to train on, with the labels of their manifest.
+        pgd: the adversary; needed where the stage has adversarial batches.
+        checkpoint: called between batches when ``checkpoint_seconds`` have passed.
+        on_epoch: called after each epoch with the number of epochs done; may evaluate.
+
+    Raises:
+        ValueError: the stage has adversarial batches and there is no adversary.
+    """
+    per_epoch = -(-len(ids) // stage.batch_size)
+    optimizer = torch.optim.SGD(
+        model.parameters(), lr=stage.lr, momentum=stage.momentum, weight_decay=stage.weight_decay
+    )
+    for name, parameter in model.named_parameters():
+        if name in start.momentum:
+            optimizer.state[parameter]["momentum_buffer"] = start.momentum[name].to(parameter)
+    saved = time.monotonic()
+    progress.phase(
+        stage.name, stage.epochs * len(ids),
+        start.epoch * len(ids) + start.batch * stage.batch_size,
+    )
+    for epoch in range(start.epoch, stage.epochs):
+        stream = ("round", stage.round, "epoch", epoch)
+        order = epoch_order(ids, data.manifest.shard_index, seed, *stream)
+        first = start.batch if epoch == start.epoch else 0
+        view = View(data.size, stage.augment, stage.flip, seed, stream)
+        model.train()
+        began = time.perf_counter()
+        batches = data.read(order[first * stage.batch_size :], stage.batch_size, view)
+        for index, batch in enumerate(batches, start=first):
+            if len(batch.ids) < 2:  # batch norm needs two; a last batch of one teaches nothing
+                progress.advance(len(batch.ids))
+                continue
+            images, labels = device.images(batch.images), batch.labels.to(device.torch)
+            adversarial = stage.is_adversarial(epoch, index)
+            if adversarial:
+                if pgd is None:
+                    raise ValueError(f"stage {stage.name} has adversarial batches but no adversary")
+                # The random start depends on the sample, the epoch and the round.
+                attack_seed = seed * 1_000_003 + stage.round * 1_009 + epoch
+                images = pgd(model, images, labels, device, ids=batch.ids, seed=attack_seed)
+            optimizer.param_groups[0]["lr"] = stage.lr_at(
+                (epoch + index / per_epoch) / stage.epochs
+            )
+            with device.autocast():
+                logits = model(images)
+            loss = functional.cross_entropy(logits.float(), labels)
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()  # type: ignore[no-untyped-call]  # torch's stub
+            optimizer.step()
+            ended = time.perf_counter()
+            kind = "finetune_adversarial" if adversarial else "finetune"
+            clock.add(kind, ended - began, len(batch.ids))
+            correct = (logits.detach().argmax(1) == labels).sum()
+            on_step(
+                Step(
+                    epoch, index, adversarial, loss.detach(), correct, len(batch.ids),
+                    ended - began,
+                )
+            )
+            progress.advance(len(batch.ids))
+            began = time.perf_counter()
+            last = index + 1 == per_epoch
+            if not last and time.monotonic() - saved >= checkpoint_seconds:
+                checkpoint(Position(epoch, index + 1, _momentum(model, optimizer)))
+                saved = time.monotonic()
+        model.eval()
+        on_epoch(epoch + 1)
+        if epoch + 1 < stage.epochs and time.monotonic() - saved >= checkpoint_seconds:
+            checkpoint(Position(epoch + 1, 0, _momentum(model, optimizer)))
+            saved = time.monotonic()
+    model.eval()
+
+
+def _momentum(model: nn.Module, optimizer: torch.optim.SGD) -> dict[str, Tensor]:
+    return {
+        name: optimizer.state[parameter]["momentum_buffer"]
+        for name, parameter in model.named_parameters()
+        if optimizer.state[parameter].get("momentum_buffer") is not None
+    }

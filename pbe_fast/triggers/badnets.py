@@ -1,0 +1,69 @@
+"""BadNets (Gu, Dolan-Gavitt and Garg, 2017): a small patch in a corner.
+
+A checkerboard of ``patch_pixels`` squares, 3x3 pixels on a 32x32 image and in proportion on
+larger ones, one patch pixel away from the bottom right corner.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from kernels import mix_pattern
+from pbe_fast.errors import TriggerError
+from pbe_fast.triggers.base import Scalar
+
+__all__ = ["BadNets"]
+
+
+@dataclass(frozen=True, eq=False)
+class BadNets:
+    """A black and white checkerboard patch.
+
+    Attributes:
+        image_size: side of the images in pixels.
+        patch_size: side of the patch in pixels; 0 takes 3/32 of the image, at least 1.
+    """
+
+    image_size: int
+    patch_size: int = 0
+
+    name = "badnets"
+    noise_ratio = 0.0
+
+    def __post_init__(self) -> None:
+        side = self._side
+        if not 1 <= side <= self.image_size:
+            raise TriggerError(f"badnets: patch_size {side} does not fit {self.image_size} pixels.")
+
+    @property
+    def _side(self) -> int:
+        return self.patch_size or max(1, round(self.image_size * 3 / 32))
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """See :class:`pbe_fast.triggers.Trigger`."""
+        side, size = self._side, self.image_size
+        cell = max(1, side // 3)
+        rows = torch.arange(side, device=images.device) // cell
+        board = ((rows[:, None] + rows[None, :]) % 2 == 0).to(images.dtype)  # (side, side)
+        end = size - min(cell, size - side)
+        pattern = images.new_zeros(1, size, size)
+        mask = images.new_zeros(1, size, size)
+        pattern[:, end - side : end, end - side : end] = board
+        mask[:, end - side : end, end - side : end] = 1
+        return mix_pattern(images, pattern, mask)
+
+    def noise(self, images: Tensor, ids: npt.NDArray[np.int64], seed: int) -> Tensor:
+        """BadNets has none: the images as they are."""
+        return images
+
+    def options(self) -> Mapping[str, Scalar]:
+        """See :class:`pbe_fast.triggers.Trigger`."""
+        return {"patch_size": self.patch_size}
+
+    def tensors(self) -> Mapping[str, Tensor]:
+        """None: the patch follows from its size."""
+        return {}

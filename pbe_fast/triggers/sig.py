@@ -1,0 +1,62 @@
+"""SIG (Barni, Kallas and Tondi, 2019): a sinusoid added along the image's width.
+
+    x'[i, j] = clip(x[i, j] + (amplitude / 255) sin(2 pi j f / W), 0, 1)
+
+The original is a clean-label attack: only images of the target class carry the signal, and
+their labels stay. ``Attack.clean_label`` selects that; without it the labels are changed.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from kernels import add_pattern
+from pbe_fast.errors import TriggerError
+from pbe_fast.triggers.base import Scalar
+
+__all__ = ["SIG"]
+
+
+@dataclass(frozen=True, eq=False)
+class SIG:
+    """A horizontal sinusoid.
+
+    Attributes:
+        amplitude_255: amplitude in pixel values of 255; the paper uses 10 to 20.
+        frequency: periods over the image's width.
+    """
+
+    amplitude_255: float = 20.0
+    frequency: float = 6.0
+
+    name = "sig"
+    noise_ratio = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.amplitude_255 <= 255:
+            raise TriggerError(f"sig: amplitude_255 {self.amplitude_255} is not in (0, 255].")
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """See :class:`pbe_fast.triggers.Trigger`."""
+        width = images.shape[-1]
+        column = torch.arange(width, device=images.device, dtype=images.dtype)
+        wave = torch.sin(2 * math.pi * self.frequency * column / width)
+        signal = (self.amplitude_255 / 255) * wave  # (W,)
+        return add_pattern(images, signal.expand(images.shape[1:]))
+
+    def noise(self, images: Tensor, ids: npt.NDArray[np.int64], seed: int) -> Tensor:
+        """SIG has none: the images as they are."""
+        return images
+
+    def options(self) -> Mapping[str, Scalar]:
+        """See :class:`pbe_fast.triggers.Trigger`."""
+        return {"amplitude_255": self.amplitude_255, "frequency": self.frequency}
+
+    def tensors(self) -> Mapping[str, Tensor]:
+        """None: the signal follows from its numbers."""
+        return {}
