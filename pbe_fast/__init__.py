@@ -1,1 +1,25 @@
-__all__: list[str] = []
+"""Progressive Backdoor Erasing: an infected classifier in, a purified one and suspects out."""
+
+from pbe_fast.config import PoisonConfig, PurifyConfig, TrainConfig, load_config
+from pbe_fast.data.manifest import Manifest
+from pbe_fast.errors import PbeError
+from pbe_fast.models import ModelSpec, load_model
+from pbe_fast.purify import purify
+from pbe_fast.report import write_report
+from pbe_fast.train import train
+from pbe_fast.triggers.poisoning import poison
+
+__all__ = [
+    "Manifest",
+    "ModelSpec",
+    "PbeError",
+    "PoisonConfig",
+    "PurifyConfig",
+    "TrainConfig",
+    "load_config",
+    "load_model",
+    "poison",
+    "purify",
+    "train",
+    "write_report",
+]

@@ -48,6 +48,8 @@ def _warning(name: str, pictogram: Pictogram) -> Face:
     return Face(name, "triangle-up", RED, WHITE, BLACK, pictogram)
 
 
+_ENDED_60 = pictograms.slash_over(pictograms.text("60", 0.62))
+
 # The first ten are three families that differ by pictogram alone, and two loners.
 FACES: tuple[Face, ...] = (
     _limit(30),
@@ -114,8 +116,8 @@ def _plate(pen: Pen, shape: str, scale: float, colour: Colour) -> None:
     elif shape == "diamond":
         points = [(0.0, -0.98), (0.98, 0.0), (0.0, 0.98), (-0.98, 0.0)]
     elif shape == "octagon":
-        points = pictograms.turned([(1.0 * math.cos(math.pi * k / 4), 1.0 * math.sin(math.pi * k / 4))
-                          for k in range(8)], 22.5)  # fmt: skip
+        corners = (math.radians(45 * k + 22.5) for k in range(8))
+        points = [(math.cos(angle), math.sin(angle)) for angle in corners]
     else:
         middle = 0.28
         points = [(0.0, -0.92), (0.98, 0.80), (-0.98, 0.80)]

@@ -18,7 +18,20 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
-__all__ = ["CLEAN", "GRID", "INK", "MUTED", "POISON", "clean_text", "panel", "style", "to_svg"]
+__all__ = [
+    "CLEAN",
+    "FONT_SIZE",
+    "GRID",
+    "HEIGHT",
+    "INK",
+    "MUTED",
+    "POISON",
+    "WIDTH",
+    "clean_text",
+    "panel",
+    "style",
+    "to_svg",
+]
 
 # The roles of colour. Each is drawn as its hex value and written as its CSS value: the page sets
 # the variables for light and dark, the fallbacks are readable on both. Blue and vermilion stay
@@ -36,7 +49,8 @@ _CSS = {
     POISON: f"var(--figure-poison,{POISON})",
 }
 
-_WIDTH, _HEIGHT = 480.0, 290.0  # user units, equal to CSS pixels when not scaled
+WIDTH, HEIGHT = 440.0, 280.0  # user units, equal to CSS pixels when not scaled
+FONT_SIZE = 12.5
 _SVG = "{http://www.w3.org/2000/svg}"
 _XLINK_HREF = "{http://www.w3.org/1999/xlink}href"
 _REFERENCE = re.compile(r"url\(#([^)]+)\)")
@@ -61,7 +75,7 @@ def style() -> Iterator[None]:
             ],  # comes with matplotlib, so the layout is the same everywhere
             "figure.autolayout": False,
             "figure.constrained_layout.use": False,
-            "font.size": 12.0,
+            "font.size": FONT_SIZE,
             "hatch.linewidth": 1.2,
             "legend.fancybox": False,
             "lines.scale_dashes": True,
@@ -81,21 +95,21 @@ def style() -> Iterator[None]:
 
 def panel(*, left: float, right: float, top: float, bottom: float) -> Axes:
     """One empty set of axes on a transparent figure; margins in CSS pixels."""
-    figure = Figure(figsize=(_WIDTH / 72, _HEIGHT / 72), dpi=72)
+    figure = Figure(figsize=(WIDTH / 72, HEIGHT / 72), dpi=72)
     FigureCanvasSVG(figure)
     figure.patch.set_visible(False)
     axes = figure.add_axes(
         (
-            left / _WIDTH,
-            bottom / _HEIGHT,
-            (_WIDTH - left - right) / _WIDTH,
-            (_HEIGHT - top - bottom) / _HEIGHT,
+            left / WIDTH,
+            bottom / HEIGHT,
+            (WIDTH - left - right) / WIDTH,
+            (HEIGHT - top - bottom) / HEIGHT,
         )
     )
     axes.patch.set_visible(False)
     axes.set_axisbelow(True)
     axes.grid(False)
-    axes.tick_params(which="both", length=0, pad=6, colors=INK, labelcolor=INK, labelsize=12)
+    axes.tick_params(which="both", length=0, pad=6, colors=INK, labelcolor=INK, labelsize=FONT_SIZE)
     for side, spine in axes.spines.items():
         spine.set_visible(side == "bottom")
         spine.set_color(GRID)
@@ -165,7 +179,7 @@ def to_svg(axes: Axes, *, label: str) -> str:
     root.attrib.update(
         {
             "xmlns": "http://www.w3.org/2000/svg",
-            "viewBox": f"0 0 {_WIDTH:g} {_HEIGHT:g}",
+            "viewBox": f"0 0 {WIDTH:g} {HEIGHT:g}",
             "width": "100%",
             "role": "img",
             "aria-label": label,

@@ -132,16 +132,17 @@ def _purification(infected: Accuracies, purified: Accuracies) -> Verdict:
             "unknown",
             "ASR not known",
             f"Whether the backdoor is gone is not known; {acc_text}.",
-            "ASR was not measured after purification, because no triggered test images were at "
-            "hand. ACC alone does not show whether a trigger still works.",
+            "ASR was not measured after purification. ACC alone does not show whether a trigger "
+            "still works.",
         )
     works = (
         f"The trigger still leads {percent(purified.asr)} of the triggered test images to the "
-        "attacker's label."
+        "attacker’s label."
     )
     if infected.asr is None:
         headline = f"ASR is {percent(purified.asr)} after purification; {acc_text}."
         if purified.asr > ASR_GONE:
+            headline = f"The trigger still works: {headline}"
             return Verdict("bad", "Trigger still works", headline, works)
         return Verdict(
             "unknown",
@@ -180,15 +181,10 @@ def _purification(infected: Accuracies, purified: Accuracies) -> Verdict:
             "tested.",
         )
     if purified.asr <= infected.asr / 2:
-        return Verdict(
-            "warn", "Weakened, not removed", headline, f"{works} The backdoor is weaker, not gone."
-        )
-    return Verdict(
-        "bad",
-        "Backdoor still there",
-        headline,
-        f"The purification did not work. {works}",
-    )
+        headline = f"The backdoor is weaker, not gone: {headline}"
+        return Verdict("warn", "Weakened, not removed", headline, works)
+    headline = f"The backdoor is still there: {headline}"
+    return Verdict("bad", "Backdoor still there", headline, works)
 
 
 def _training(test: Accuracies) -> Verdict:
@@ -210,8 +206,7 @@ def _training(test: Accuracies) -> Verdict:
             "unknown",
             "ASR not measured",
             headline,
-            "No triggered test images were at hand, so whether the model carries a backdoor was "
-            "not tested.",
+            "No trigger was tested, so whether the model carries a backdoor is not known.",
         )
     if test.asr > ASR_GONE:
         return Verdict(
@@ -219,7 +214,7 @@ def _training(test: Accuracies) -> Verdict:
             "Infected",
             headline,
             f"The tested trigger leads {percent(test.asr)} of the triggered test images to the "
-            "attacker's label.",
+            "attacker’s label.",
         )
     return Verdict(
         "unknown",

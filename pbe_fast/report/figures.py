@@ -25,7 +25,19 @@ from matplotlib.ticker import (
     NullLocator,
 )
 
-from pbe_fast.report._svg import CLEAN, GRID, INK, MUTED, POISON, panel, style, to_svg
+from pbe_fast.report._svg import (
+    CLEAN,
+    FONT_SIZE,
+    GRID,
+    HEIGHT,
+    INK,
+    MUTED,
+    POISON,
+    WIDTH,
+    panel,
+    style,
+    to_svg,
+)
 
 __all__ = ["Evaluation", "Step", "curves", "epochs_by_round", "loss_curve", "score_histogram"]
 
@@ -112,7 +124,7 @@ def curves(
             series.append((name, points))
 
     with style():
-        axes = panel(left=46, right=88, top=30, bottom=44)
+        axes = panel(left=50, right=94, top=30, bottom=44)
         end = max(sum(lengths.values()), 1e-9)
         axes.set_xlim(0, end)
         low = 0.0
@@ -149,7 +161,7 @@ def curves(
                 xytext=(10, 0),
                 textcoords="offset points",
                 va="center",
-                fontsize=12,
+                fontsize=FONT_SIZE,
                 color=colour,
                 annotation_clip=False,
             )
@@ -189,7 +201,7 @@ def score_histogram(
     log = len(filled) > 1 and bool(filled.max() > 30 * np.median(filled))
 
     with style():
-        axes = panel(left=56, right=14, top=38, bottom=44)
+        axes = panel(left=58, right=18, top=40, bottom=44)
         axes.set_xlim(low, high)
         top = float(filled.max()) if len(filled) else 1.0
         if log:
@@ -222,7 +234,7 @@ def score_histogram(
                     label=f"{name} ({len(group):,})",
                 )
             )
-        axes.set_xlabel("cosine to the infected model's logits", color=INK, labelpad=6)
+        axes.set_xlabel("cosine to the infected model’s logits", color=INK, labelpad=6)
         _above(axes, "images, log scale" if log else "images")
         if poisoned is not None:
             _legend(axes, handles)
@@ -257,7 +269,7 @@ def loss_curve(
     bucket = max(1, math.ceil(len(placed) / _MAX_POINTS))
 
     with style():
-        axes = panel(left=46, right=14, top=38, bottom=44)
+        axes = panel(left=50, right=14, top=40, bottom=44)
         end = max(sum(lengths.values()), 1e-9)
         axes.set_xlim(0, end)
         finite = [loss for _, loss, _ in placed if math.isfinite(loss)]
@@ -293,12 +305,14 @@ def loss_curve(
             axes.yaxis.set_major_locator(MaxNLocator(5))
         _mark_rounds(axes, lengths, starts, end, named=False)
         _above(axes, "loss, log scale" if log else "loss")
-        handles: list[Line2D | Patch] = [Line2D([], [], color=CLEAN, lw=1.8, label="plain batches")]
         if any(adversarial for _, _, adversarial in placed):
-            handles.append(
-                Line2D([], [], color=POISON, lw=1.8, ls=(0, (4, 1.5)), label="adversarial")
+            _legend(
+                axes,
+                [
+                    Line2D([], [], color=CLEAN, lw=1.8, label="plain batches"),
+                    Line2D([], [], color=POISON, lw=1.8, ls=(0, (4, 1.5)), label="adversarial"),
+                ],
             )
-        _legend(axes, handles)
         return to_svg(axes, label=label)
 
 
@@ -343,7 +357,7 @@ def _mark_rounds(
                 ha="center",
                 va="center",
                 color=MUTED,
-                fontsize=12,
+                fontsize=FONT_SIZE,
             )
 
 
@@ -352,23 +366,25 @@ def _above(axes: Axes, text: str) -> None:
     axes.annotate(
         text,
         (0, 1),
-        xycoords="axes fraction",
-        xytext=(-30, 18),
+        xycoords=("figure fraction", "axes fraction"),
+        xytext=(0, 20),
         textcoords="offset points",
         va="center",
         color=MUTED,
-        fontsize=12,
+        fontsize=FONT_SIZE,
     )
 
 
 def _legend(axes: Axes, handles: Sequence[Line2D | Patch]) -> None:
+    figure_area = axes.figure.transFigure
     axes.legend(
         handles=list(handles),
         loc="center right",
-        bbox_to_anchor=(1.01, 1.0 + 18 / (290 - 82)),
+        bbox_to_anchor=(1 - 14 / WIDTH, axes.get_position().y1 + 20 / HEIGHT),
+        bbox_transform=figure_area,
         ncols=len(handles),
         frameon=False,
-        fontsize=12,
+        fontsize=FONT_SIZE,
         labelcolor=INK,
         borderpad=0,
         borderaxespad=0,

@@ -26,6 +26,7 @@ __all__ = ["REPORT_NAME", "write_report"]
 
 REPORT_NAME = "report.html"
 _WORST = 50
+_Pair = tuple[float | None, float | None]  # ACC and ASR of one model
 _FILTERS: dict[str, Callable[[Any], str]] = {
     "percent": percent,
     "duration": duration,
@@ -128,8 +129,8 @@ def _results(metrics: Metrics) -> list[_Change]:
         models = [metrics.test or metrics.infected]
     rows = []
     for name, meaning in (
-        ("ACC", "accuracy on clean test images"),
-        ("ASR", "triggered test images given the attacker’s label"),
+        ("ACC", "accuracy on clean images"),
+        ("ASR", "success of the trigger"),
     ):
         values = [getattr(model, name.lower()) if model is not None else None for model in models]
         first, last = values[0], values[-1]
@@ -151,7 +152,7 @@ def _pictures(metrics: Metrics, history: History) -> list[_Picture]:
     """The curves and the loss, as far as the run recorded them."""
     pictures = []
     lengths = epochs_by_round(history.evaluations, history.steps)
-    before: tuple[float | None, float | None] = (None, None)
+    before: _Pair = (None, None)
     if metrics.infected is not None and metrics.purified is not None:
         before = (metrics.infected.acc, metrics.infected.asr)
     if any(e.acc is not None or e.asr is not None for e in history.evaluations):
@@ -161,14 +162,18 @@ def _pictures(metrics: Metrics, history: History) -> list[_Picture]:
             before=before,
             rounds=lengths,
         )
-        pictures.append(_Picture(Markup(svg), _curve_caption(before, "epoch", len(lengths))))
+        pictures.append(
+            _Picture(
+                Markup(svg), _curve_caption(before, history.evaluations, "epoch", len(lengths))
+            )
+        )
     elif metrics.rounds and any(r.acc is not None or r.asr is not None for r in metrics.rounds):
         # No record of epochs: a point at the end of each round, each round one unit wide.
         ends = [Evaluation(r.round, 1, r.acc, r.asr) for r in metrics.rounds]
         svg = curves(
             ends, label=_spoken(before, ends, "rounds"), before=before, unit="rounds finished"
         )
-        pictures.append(_Picture(Markup(svg), _curve_caption(before, "round", len(ends))))
+        pictures.append(_Picture(Markup(svg), _curve_caption(before, ends, "round", len(ends))))
     if history.steps:
         losses = [step.loss for step in history.steps if np.isfinite(step.loss)]
         words = f"from {losses[0]:.3g} to {losses[-1]:.3g}" if losses else "never finite"
@@ -181,9 +186,17 @@ def _pictures(metrics: Metrics, history: History) -> list[_Picture]:
 
 
 def _curve_caption(
-    before: tuple[float | None, float | None], unit: str, number_of_rounds: int
+    before: _Pair, evaluations: Sequence[Evaluation], unit: str, number_of_rounds: int
 ) -> str:
-    caption = f"ACC and ASR after each evaluated {unit}"
+    names = [
+        name
+        for name, known in (
+            ("ACC", any(item.acc is not None for item in evaluations)),
+            ("ASR", any(item.asr is not None for item in evaluations)),
+        )
+        if known
+    ]
+    caption = f"{' and '.join(names)} after each evaluated {unit}"
     if before != (None, None):
         caption += "; at 0, the infected model"
     if number_of_rounds > 1 and unit == "epoch":
@@ -191,9 +204,7 @@ def _curve_caption(
     return caption + "."
 
 
-def _spoken(
-    before: tuple[float | None, float | None], evaluations: Sequence[Evaluation], unit: str
-) -> str:
+def _spoken(before: _Pair, evaluations: Sequence[Evaluation], unit: str) -> str:
     """The curves for those who cannot see them: where each begins and ends."""
     ordered = sorted(evaluations, key=lambda item: (item.round, item.epoch))
     parts = []

@@ -41,11 +41,18 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("tars")
 
 
-@pytest.mark.parametrize("format", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
-@pytest.mark.parametrize("long", ["short", "d/" * 70 + "n" * 90 + "é" * 30])
+LONG = "d/" * 70 + "n" * 90 + "é" * 30  # more than ustar has room for
+
+
+@pytest.mark.parametrize(
+    ("format", "long"),
+    [
+        (tarfile.USTAR_FORMAT, "d" * 90 + "/" + "n" * 90),
+        (tarfile.GNU_FORMAT, LONG),
+        (tarfile.PAX_FORMAT, LONG),
+    ],
+)
 def test_names_and_places_are_those_of_tarfile(folder: Path, format: int, long: str) -> None:
-    if format == tarfile.USTAR_FORMAT and long != "short":
-        pytest.skip("ustar has no room for such a name")
     contents = {**CONTENTS, long + ".jpg": b"z" * 1025, "last.cls": b"1"}
     data = make_tar(contents, format)
     members = scan(folder, data)

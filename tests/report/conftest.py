@@ -33,7 +33,7 @@ def write_json(run: Path, metrics: dict[str, Any]) -> None:
 
 def write_suspects(run: Path, *, truth: bool, images: int = 4000, seed: int = 0) -> None:
     random = np.random.default_rng(seed)
-    poisoned = random.random(images) < 0.1
+    poisoned = np.arange(images) % 10 == 4
     scores = np.where(poisoned, random.normal(0.35, 0.2, images), random.normal(0.9, 0.06, images))
     scores = np.clip(scores, -1, 1)
     scores[:3] = np.nan
@@ -51,7 +51,9 @@ def write_suspects(run: Path, *, truth: bool, images: int = 4000, seed: int = 0)
     pq.write_table(pa.table(columns), run / "suspects.parquet")
 
 
-def history(rounds: list[tuple[int, int, str]], *, asr: bool, seed: int = 0) -> list[dict[str, Any]]:
+def history(
+    rounds: list[tuple[int, int, str]], *, asr: bool, seed: int = 0
+) -> list[dict[str, Any]]:
     """Lines of metrics.jsonl; ``rounds`` says (number, epochs, what is adversarial)."""
     random = np.random.default_rng(seed)
     lines: list[dict[str, Any]] = [{"event": "start", "method": "pbe"}]
@@ -105,7 +107,7 @@ def make_pbe(run: Path) -> Path:
                 "count": 4000,
                 "auroc": 0.9413,
                 "precision_at_truth": 0.912,
-                "poisoned": 401,
+                "poisoned": 400,
             },
             "rounds": [
                 {"round": 0, "subset": 200, "acc": 0.941, "asr": 0.043, "auroc": 0.885},
@@ -124,7 +126,9 @@ def make_pbe(run: Path) -> Path:
         },
     )
     rounds = [(0, 10, "all"), (1, 10, "first batches"), (2, 10, "first batches")]
-    write_history(run, history([*rounds, (3, 10, "first batches")], asr=True))
+    lines = history([*rounds, (3, 10, "first batches")], asr=True)
+    lines[-1] |= {"acc": 0.9641, "asr": 0.0011}
+    write_history(run, lines)
     write_suspects(run, truth=True)
     (run / "config.yaml").write_text(CONFIG)
     return run

@@ -1,0 +1,317 @@
+"""The command line. It parses and prints; the method is in :mod:`pbe_fast`.
+
+Exit codes: 0 done, 1 failed, 2 bad input (with one line that says what is wrong).
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from pbe_fast import evaluate as evaluation
+from pbe_fast.config import PoisonConfig, PurifyConfig, TrainConfig, load_config
+from pbe_fast.data.loader import ImageData
+from pbe_fast.device import choose_device
+from pbe_fast.errors import PbeError
+from pbe_fast.models import ModelSpec, load_model
+from pbe_fast.purify import PURIFIED_NAME, SUSPECTS_NAME, purify
+from pbe_fast.report import write_report
+from pbe_fast.train import MODEL_NAME, train
+from pbe_fast.triggers import load_attack
+from pbe_fast.triggers.poisoning import ATTACK_NAME, TRUTH_NAME, poison
+from pipelines import shards
+from pipelines._console import percent, progress_bars, result_table
+from pipelines.demo import run_demo
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    name="pbe-fast",
+    help="Erase backdoors from image classifiers, and list the poisoned training images.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_show_locals=False,
+)
+app.add_typer(shards.app, name="shards")
+
+Config = Annotated[
+    Path | None, typer.Option("--config", metavar="FILE", help="YAML with any of the keys.")
+]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="One key of the configuration; repeatable."),
+]
+Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+Seed = Annotated[int | None, typer.Option(help="Of everything that is random.")]
+ModelName = Annotated[
+    str | None,
+    typer.Option(
+        "--model",
+        metavar="NAME",
+        help="builtin:preact_resnet18, timm:NAME, torchvision:NAME or FILE.py:factory "
+        "(which runs that file).",
+    ),
+]
+ImageSize = Annotated[int | None, typer.Option(help="Side in pixels, such as 32 or 224.")]
+Width = Annotated[
+    int | None, typer.Option(help="Width of builtin:preact_resnet18; 64 is the usual one.")
+]
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Where everything is written.")] = Path("runs/demo"),
+    device: Device = None,
+    seed: Annotated[int, typer.Option(help="Of everything that is random.")] = 0,
+) -> None:
+    """Draw traffic signs, poison them, infect a model, and purify it twice.
+
+    Needs no data and no network; a few minutes on two cores.
+
+    \b
+    Example:
+      pbe-fast demo --out runs/demo
+    """
+    console = Console()
+    with progress_bars(console) as progress:
+        metrics = run_demo(out, device=device or "auto", seed=seed, progress=progress)
+    rows: dict[str, dict[str, Any]] = {"infected": metrics["infected"]}
+    for method, name in (("aft", "purified, clean 5 % (AFT)"), ("pbe", "purified, none (PBE)")):
+        rows[name] = metrics[method]["purified"] | metrics[method]["suspects"]
+    console.print(result_table(f"Drawn signs, {metrics['attack']} attack", rows))
+    _say(console, f"Run directory: {out}")
+    _say(console, f"Look at: {out}/aft/report.html and {out}/pbe/report.html")
+
+
+@app.command(name="poison")
+def poison_command(
+    source: Annotated[Path, typer.Argument(metavar="SHARDS", help="Folder of clean shards.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to write.")],
+    attack: Annotated[
+        str | None, typer.Option(help="badnets, blend, sig, wanet or input_aware.")
+    ] = None,
+    mode: Annotated[str | None, typer.Option(help="all_to_one or all_to_all.")] = None,
+    target: Annotated[int | None, typer.Option(help="Target label of all_to_one.")] = None,
+    rate: Annotated[float | None, typer.Option(help="Share that is poisoned, such as 0.1.")] = None,
+    clean_label: Annotated[
+        bool, typer.Option("--clean-label", help="SIG: poison the target class, keep labels.")
+    ] = False,
+    image_size: ImageSize = None,
+    config: Config = None,
+    settings: Settings = None,
+    device: Device = None,
+    seed: Seed = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUT.")] = False,
+) -> None:
+    """Write a poisoned copy of shards, the attack, and the truth about it.
+
+    \b
+    Examples:
+      pbe-fast poison shards/train shards/bad --attack badnets --target 1
+      pbe-fast poison shards/train shards/bad --attack wanet --set strength=2
+      pbe-fast poison shards/train shards/bad --attack blend --set picture=dog
+    """
+    options = load_config(
+        PoisonConfig,
+        config,
+        settings or (),
+        {
+            "attack": attack, "mode": mode, "target": target, "rate": rate, "seed": seed,
+            "image_size": image_size, "device": device, "clean_label": clean_label or None,
+        },
+    )
+    console = Console()
+    with progress_bars(console) as progress:
+        manifest = poison(source, out, options, progress=progress, overwrite=overwrite)
+    _say(console, f"{len(manifest):,} samples in {out}, with {ATTACK_NAME} and {TRUTH_NAME}.")
+
+
+@app.command(name="train")
+def train_command(
+    out: Annotated[Path, typer.Option("--out", help="Run directory; the same one goes on.")],
+    data: Annotated[
+        Path | None, typer.Option("--data", metavar="SHARDS", help="Training shards.")
+    ] = None,
+    test: Annotated[Path | None, typer.Option(metavar="SHARDS", help="Clean test shards.")] = None,
+    attack: Annotated[
+        Path | None, typer.Option(metavar="FILE", help=f"{ATTACK_NAME}, for the ASR.")
+    ] = None,
+    model: ModelName = None,
+    width: Width = None,
+    image_size: ImageSize = None,
+    epochs: Annotated[int | None, typer.Option(help="Passes over the data.")] = None,
+    config: Config = None,
+    settings: Settings = None,
+    device: Device = None,
+    seed: Seed = None,
+) -> None:
+    """Train a classifier: an infected one from poisoned shards, else a benign one.
+
+    \b
+    Example:
+      pbe-fast train --data shards/bad --test shards/test \\
+        --attack shards/bad/attack.safetensors --width 16 --out runs/infected
+    """
+    options = load_config(
+        TrainConfig,
+        config,
+        settings or (),
+        {
+            "data.train": data, "data.test": test, "data.attack": attack, "epochs": epochs,
+            "model.name": model, "model.options.width": width, "data.image_size": image_size,
+            "device": device, "seed": seed,
+        },
+    )
+    console = Console()
+    with progress_bars(console) as progress:
+        metrics = train(options, out, progress)
+    if "test" in metrics:
+        console.print(result_table("Test images", {"trained": metrics["test"]}))
+    _say(console, f"Weights: {out / MODEL_NAME}")
+
+
+@app.command(name="purify")
+def purify_command(
+    checkpoint: Annotated[
+        Path, typer.Argument(metavar="MODEL", help="Weights: .safetensors, .pt or .pth.")
+    ],
+    out: Annotated[Path, typer.Option("--out", help="Run directory; the same one goes on.")],
+    data: Annotated[
+        Path | None,
+        typer.Option("--data", metavar="SHARDS", help="Training shards, perhaps poisoned."),
+    ] = None,
+    clean: Annotated[
+        Path | None, typer.Option(metavar="SHARDS", help="Clean shards; makes the method AFT.")
+    ] = None,
+    test: Annotated[Path | None, typer.Option(metavar="SHARDS", help="Clean test shards.")] = None,
+    attack: Annotated[
+        Path | None, typer.Option(metavar="FILE", help=f"{ATTACK_NAME}, to measure the ASR.")
+    ] = None,
+    truth: Annotated[
+        Path | None, typer.Option(metavar="FILE", help=f"{TRUTH_NAME}, to measure the suspects.")
+    ] = None,
+    method: Annotated[
+        str | None, typer.Option(help="aft (clean images), pbe (none), or auto.")
+    ] = None,
+    model: ModelName = None,
+    width: Width = None,
+    image_size: ImageSize = None,
+    config: Config = None,
+    settings: Settings = None,
+    device: Device = None,
+    seed: Seed = None,
+) -> None:
+    """Erase a backdoor: a purified model, and the training images under suspicion.
+
+    The model's architecture is read from a file that 'pbe-fast train' wrote; for any other
+    file give --model. With --clean the method is AFT, without it PBE.
+
+    \b
+    Examples:
+      pbe-fast purify runs/infected/model.safetensors --data shards/bad --out runs/pure
+      pbe-fast purify resnet50.pth --model torchvision:resnet50 --image-size 224 \\
+        --clean shards/clean --data shards/train --test shards/val --out runs/pure
+    """
+    options = load_config(
+        PurifyConfig,
+        config,
+        settings or (),
+        {
+            "model.checkpoint": checkpoint, "model.name": model, "model.options.width": width,
+            "data.train": data, "data.clean": clean, "data.test": test, "data.attack": attack,
+            "data.truth": truth, "data.image_size": image_size, "method": method,
+            "device": device, "seed": seed,
+        },
+    )
+    console = Console()
+    with progress_bars(console) as progress:
+        metrics = purify(options, out, progress)
+    if "purified" in metrics:
+        rows = {
+            "infected": metrics["infected"],
+            "purified": metrics["purified"] | metrics.get("suspects", {}),
+        }
+        console.print(result_table(f"{metrics['method'].upper()}", rows))
+    _say(console, f"Purified model: {out / PURIFIED_NAME}")
+    if "suspects" in metrics:
+        _say(console, f"Suspects:       {out / SUSPECTS_NAME}")
+    _say(console, f"Report:         {out / 'report.html'}")
+
+
+@app.command(name="evaluate")
+def evaluate_command(
+    checkpoint: Annotated[
+        Path, typer.Argument(metavar="MODEL", help="Weights: .safetensors, .pt or .pth.")
+    ],
+    test: Annotated[Path, typer.Argument(metavar="SHARDS", help="Clean test shards.")],
+    attack: Annotated[
+        Path | None, typer.Option(metavar="FILE", help=f"{ATTACK_NAME}, for the ASR.")
+    ] = None,
+    model: Annotated[str, typer.Option("--model", metavar="NAME", help="As in purify.")] = "",
+    width: Width = None,
+    image_size: Annotated[int, typer.Option(help="Side in pixels.")] = 32,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+) -> None:
+    """Measure ACC, and with an attack ASR, of a model on clean test shards.
+
+    \b
+    Example:
+      pbe-fast evaluate runs/pure/purified.safetensors shards/test \\
+        --attack shards/bad/attack.safetensors
+    """
+    data = ImageData.open(test, image_size)
+    options = {} if width is None else {"width": width}
+    spec = ModelSpec(model, data.manifest.num_classes, image_size, options) if model else None
+    network = load_model(checkpoint, spec)
+    place = choose_device(device, "auto", network, image_size)
+    console = Console(stderr=as_json)
+    with progress_bars(console) as progress:
+        result = evaluation.evaluate(
+            network, data, place, attack=load_attack(attack) if attack else None,
+            progress=progress,
+        )
+    if as_json:
+        typer.echo(json.dumps(result.as_dict()))
+        return
+    table = Table("ACC", "ASR", "test images")
+    table.add_row(percent(result.acc), percent(result.asr), f"{result.images:,}")
+    console.print(table)
+
+
+@app.command()
+def report(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A finished run directory.")],
+) -> None:
+    """Write report.html of a run again.
+
+    \b
+    Example:
+      pbe-fast report runs/pure
+    """
+    _say(Console(), f"Report: {write_report(run)}")
+
+
+def _say(console: Console, text: str) -> None:
+    console.print(Text(text), soft_wrap=True)
+
+
+def main() -> None:
+    """Run the command line and turn mistakes into exit code 2."""
+    try:
+        app()
+    except PbeError as error:
+        Console(stderr=True).print(Text(f"error: {error}", style="red"), soft_wrap=True)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        Console(stderr=True).print("Stopped. The same command goes on from the last saved state.")
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()
