@@ -12,6 +12,9 @@ from torch import Tensor
 
 __all__ = ["agreement"]
 
+# A subnormal floor would become 0, and the quotient NaN, where subnormals are flushed to 0.
+_SMALLEST_NORMAL = torch.finfo(torch.float32).tiny
+
 
 def agreement(first: Tensor, second: Tensor) -> Tensor:
     """Row-wise cosine similarity, computed in float32.
@@ -20,11 +23,11 @@ def agreement(first: Tensor, second: Tensor) -> Tensor:
         first, second: logits, ``(N, K)``, any float dtype.
 
     Returns:
-        ``(N,)`` float32 in [-1, 1]; 0 where a row is all zeros.
+        ``(N,)`` float32 in [-1, 1]; 0 where a row is all zeros, NaN where one is not finite.
     """
     a, b = first.float(), second.float()
     # Scaling by the largest element keeps the squares of extreme logits finite.
-    a = a / a.abs().amax(1, keepdim=True).clamp_min(1e-38)
-    b = b / b.abs().amax(1, keepdim=True).clamp_min(1e-38)
+    a = a / a.abs().amax(1, keepdim=True).clamp_min(_SMALLEST_NORMAL)
+    b = b / b.abs().amax(1, keepdim=True).clamp_min(_SMALLEST_NORMAL)
     norms = torch.linalg.vector_norm(a, dim=1) * torch.linalg.vector_norm(b, dim=1)
     return ((a * b).sum(1) / norms.clamp_min(1e-12)).clamp(-1.0, 1.0)

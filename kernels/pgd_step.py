@@ -13,7 +13,8 @@ it (targeted). Clamping moves every element towards the clean image, so it never
 ball. The clamp is part of the step; the public PBE code omits it and leaves the image range.
 
 A gradient that is NaN says nothing, so it leaves the pixel (L-inf) or the sample's element
-(L2) where it was.
+(L2) where it was. An infinite one counts by its sign in L-inf and like NaN in L2, where it has
+no share of a direction.
 """
 
 import torch
@@ -22,6 +23,8 @@ from torch import Tensor
 __all__ = ["pgd_step_l2", "pgd_step_linf"]
 
 _TINY = 1e-12  # below any float32 gradient norm that carries information
+# A subnormal floor would become 0, and the quotient NaN, where subnormals are flushed to 0.
+_SMALLEST_NORMAL = torch.finfo(torch.float32).tiny
 
 
 def pgd_step_linf(
@@ -38,7 +41,9 @@ def pgd_step_linf(
     Returns:
         the next perturbation, same shape and dtype as ``perturbation``.
     """
-    moved = perturbation + step * torch.nan_to_num(gradient.sign(), nan=0.0)
+    # The sign is cast before it is scaled: a step in bfloat16 would be 0.4 % off.
+    sign = torch.nan_to_num(gradient.sign().to(perturbation.dtype), nan=0.0)
+    moved = perturbation + step * sign
     moved = moved.clamp(-eps, eps)
     return (clean + moved).clamp(0.0, 1.0) - clean
 
@@ -50,7 +55,7 @@ def pgd_step_l2(
     gradient = torch.nan_to_num(gradient.float(), nan=0.0, posinf=0.0, neginf=0.0)
     over_sample = tuple(range(1, gradient.ndim))
     # Dividing by the largest element first keeps the squares of tiny gradients from vanishing.
-    gradient = gradient / gradient.abs().amax(over_sample, keepdim=True).clamp_min(1e-38)
+    gradient = gradient / gradient.abs().amax(over_sample, keepdim=True).clamp_min(_SMALLEST_NORMAL)
     norm = torch.linalg.vector_norm(gradient, dim=over_sample, keepdim=True)
     moved = perturbation + step * gradient / norm.clamp_min(_TINY)
     length = torch.linalg.vector_norm(moved, dim=over_sample, keepdim=True)

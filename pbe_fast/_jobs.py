@@ -51,8 +51,15 @@ class Tester:
     """Measures ACC and ASR where test shards are at hand, whole or on the curve's sample."""
 
     def __init__(
-        self, config: DataConfig, quarantine: Quarantine, *, num_classes: int, seed: int,
-        batch_size: int, curve_samples: int, progress: Progress,
+        self,
+        config: DataConfig,
+        quarantine: Quarantine,
+        *,
+        num_classes: int,
+        seed: int,
+        batch_size: int,
+        curve_samples: int,
+        progress: Progress,
     ) -> None:
         self.data = open_data(config.test, config, quarantine) if config.test else None
         self.attack: Attack | None = load_attack(config.attack) if config.attack else None
@@ -84,8 +91,14 @@ class Tester:
         if self.data is None:
             return None
         return evaluate(
-            model, self.data, device, attack=self.attack, ids=ids, batch_size=self.batch_size,
-            phase=phase, progress=self.progress,
+            model,
+            self.data,
+            device,
+            attack=self.attack,
+            ids=ids,
+            batch_size=self.batch_size,
+            phase=phase,
+            progress=self.progress,
         )
 
 

@@ -117,10 +117,16 @@ class PurifyConfig(_Strict):
     checkpoint_seconds: float = Field(30.0, ge=0, description="at most this much work is lost")
 
 
+class TrainModelConfig(ModelConfig):
+    """As :class:`ModelConfig`, with an architecture to fall back on."""
+
+    name: str = "builtin:preact_resnet18"
+
+
 class TrainConfig(_Strict):
     """``pbe-fast train``."""
 
-    model: ModelConfig = ModelConfig(name="builtin:preact_resnet18")
+    model: TrainModelConfig = TrainModelConfig()
     data: DataConfig = DataConfig()
     epochs: int = Field(15, ge=1)
     batch_size: int = Field(128, ge=2)
@@ -141,7 +147,9 @@ class PoisonConfig(_Strict):
     attack: Literal["badnets", "blend", "sig", "wanet", "input_aware"] = "badnets"
     mode: Literal["all_to_one", "all_to_all"] = "all_to_one"
     target: int = Field(0, ge=0)
-    rate: Fraction = Field(0.1, gt=0, le=1, description="of the training set; clean_label: of the target class")
+    rate: Fraction = Field(
+        0.1, gt=0, le=1, description="of the training set; clean_label: of the target class"
+    )
     clean_label: bool = False
     image_size: int = Field(32, ge=1, le=4096)
     patch_size: int = Field(0, ge=0, description="badnets; 0: 3/32 of the image")

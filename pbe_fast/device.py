@@ -30,9 +30,7 @@ class Device:
 
     def autocast(self) -> AbstractContextManager[object]:
         """The context in which models run; weights and sums stay float32."""
-        return torch.autocast(
-            self.torch.type, torch.bfloat16, enabled=self.precision == "bfloat16"
-        )
+        return torch.autocast(self.torch.type, torch.bfloat16, enabled=self.precision == "bfloat16")
 
     def images(self, images: Tensor) -> Tensor:
         """uint8 ``(N, 3, H, W)`` to float32 in [0, 1], channels_last, on the device."""
@@ -71,13 +69,12 @@ def choose_device(
     if device.type == "cuda":
         torch.backends.cudnn.deterministic = True  # same seed, same bytes
         torch.backends.cudnn.benchmark = False
-    if precision == "auto":
-        seconds = {p: _probe(model, Device(device, p), image_size) for p in _PRECISIONS}
-        precision = min(_PRECISIONS, key=seconds.__getitem__)
-    return Device(device, precision)
-
-
-_PRECISIONS: tuple[Precision, ...] = ("float32", "bfloat16")
+    if precision != "auto":
+        return Device(device, precision)
+    return min(
+        (Device(device, "float32"), Device(device, "bfloat16")),
+        key=lambda candidate: _probe(model, candidate, image_size),
+    )
 
 
 def _probe(model: nn.Module, device: Device, image_size: int) -> float:

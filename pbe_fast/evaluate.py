@@ -1,5 +1,7 @@
 """ACC, ASR, and how well the suspects are found."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,7 +27,7 @@ class Accuracy:
     Attributes:
         acc: share of clean test images that the model labels correctly.
         asr: share of triggered test images that get the attacker's label, over images whose
-            true label is not already that label; None where there is no attack.
+            true label is not already that label; None where there is no attack or no such image.
         images: how many test images were counted.
     """
 
@@ -52,7 +54,7 @@ def evaluate(
     """Measure ACC and, with an attack, ASR.
 
     Args:
-        model: takes images in [0, 1]; used in eval mode, and its mode restored.
+        model: takes images in [0, 1]; used in eval mode, and every module's mode restored.
         data: clean test images with true labels.
         attack: its trigger is planted into the test images.
         ids: only these samples.
@@ -75,9 +77,7 @@ def evaluate(
     progress.phase(phase, len(chosen))
     correct = hit = exposed = torch.zeros((), dtype=torch.int64, device=device.torch)
     seen = 0
-    training = model.training
-    model.eval()
-    with torch.inference_mode():
+    with _eval_mode(model), torch.inference_mode():
         for batch in data.read(chosen, batch_size):
             labels = batch.labels.to(device.torch)
             with device.autocast():
@@ -93,9 +93,20 @@ def evaluate(
                 exposed = exposed + counts.sum()
             seen += len(labels)
             progress.advance(len(labels))
-    model.train(training)
-    asr = None if attack is None else int(hit) / max(1, int(exposed))
+    asr = int(hit) / int(exposed) if int(exposed) else None
     return Accuracy(int(correct) / max(1, seen), asr, seen)
+
+
+@contextmanager
+def _eval_mode(model: nn.Module) -> Iterator[None]:
+    """Eval mode inside the block; each module's own mode after it."""
+    before = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in before:
+            module.training = training
 
 
 def auroc(scores: npt.NDArray[np.float32], positive: npt.NDArray[np.bool_]) -> float | None:
@@ -116,12 +127,18 @@ def auroc(scores: npt.NDArray[np.float32], positive: npt.NDArray[np.bool_]) -> f
     return float((above + 0.5 * ties).mean() / len(low))
 
 
-def precision_at(
-    scores: npt.NDArray[np.float32], positive: npt.NDArray[np.bool_]
-) -> float | None:
-    """Share of true positives among the P lowest scores, P being their true number."""
+def precision_at(scores: npt.NDArray[np.float32], positive: npt.NDArray[np.bool_]) -> float | None:
+    """Share of true positives among the P lowest scores, P being their true number.
+
+    NaN scores are left out, of P too. Equal scores are decided by position, the first first.
+
+    Returns:
+        a number in [0, 1], or None where there are no positives.
+    """
+    known = ~np.isnan(scores)
+    scores, positive = scores[known], positive[known]
     count = int(positive.sum())
     if not count:
         return None
-    lowest = np.argsort(np.where(np.isnan(scores), np.inf, scores), kind="stable")[:count]
+    lowest = np.argsort(scores, kind="stable")[:count]
     return float(positive[lowest].mean())

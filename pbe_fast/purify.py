@@ -74,15 +74,21 @@ def purify(config: PurifyConfig, out: Path, progress: Progress | None = None) ->
         sets = _open_sets(config, quarantine)
         infected, model = _load_twice(config, sets)
         tester = Tester(
-            config.data, quarantine, num_classes=infected.spec.num_classes, seed=config.seed,
-            batch_size=config.eval_batch_size, curve_samples=config.curve_samples,
+            config.data,
+            quarantine,
+            num_classes=infected.spec.num_classes,
+            seed=config.seed,
+            batch_size=config.eval_batch_size,
+            curve_samples=config.curve_samples,
             progress=progress,
         )
         state = run.load_state()
         before = run.read_config() or {}
         device = choose_device(
-            before.get("device", config.device), before.get("precision", config.precision),
-            infected, config.data.image_size,
+            before.get("device", config.device),
+            before.get("precision", config.precision),
+            infected,
+            config.data.image_size,
         )
         config = config.model_copy(
             update={"device": str(device.torch), "precision": device.precision}
@@ -130,7 +136,9 @@ def purify(config: PurifyConfig, out: Path, progress: Progress | None = None) ->
         }
         run.finish(metrics)
         write_report(out)
-        log.info("finished: infected %s, purified %s", metrics.get("infected"), metrics.get("purified"))
+        log.info(
+            "finished: infected %s, purified %s", metrics.get("infected"), metrics.get("purified")
+        )
     return metrics
 
 
@@ -155,8 +163,15 @@ class _LocalWorker:
     """Executes the units of work in this process, and keeps what a new start needs."""
 
     def __init__(
-        self, config: PurifyConfig, run: RunDirectory, sets: _Sets, infected: Classifier,
-        model: Classifier, tester: Tester, device: Device, progress: Progress,
+        self,
+        config: PurifyConfig,
+        run: RunDirectory,
+        sets: _Sets,
+        infected: Classifier,
+        model: Classifier,
+        tester: Tester,
+        device: Device,
+        progress: Progress,
     ) -> None:
         self.config, self.run, self.sets, self.tester = config, run, sets, tester
         self.infected, self.model = infected, model
@@ -201,9 +216,19 @@ class _LocalWorker:
             self.progress.phase(stage.name, stage.epochs * images, epochs * images)
 
         fit(
-            self.model, self.data, place.subset, stage, self.device, pgd=self.pgd,
-            seed=self.config.seed, start=place.position, progress=self.progress,
-            clock=self.clock, on_step=logger, on_epoch=on_epoch, checkpoint=checkpoint,
+            self.model,
+            self.data,
+            place.subset,
+            stage,
+            self.device,
+            pgd=self.pgd,
+            seed=self.config.seed,
+            start=place.position,
+            progress=self.progress,
+            clock=self.clock,
+            on_step=logger,
+            on_epoch=on_epoch,
+            checkpoint=checkpoint,
             checkpoint_seconds=self.config.checkpoint_seconds,
         )
 
@@ -216,8 +241,12 @@ class _LocalWorker:
         if self.sets.train is not None:
             with self.clock.time("score", len(self.sets.train.manifest)):
                 scores = score(
-                    self.infected, self.model, self.sets.train, self.device,
-                    batch_size=self.config.eval_batch_size, phase=f"score {place.round}",
+                    self.infected,
+                    self.model,
+                    self.sets.train,
+                    self.device,
+                    batch_size=self.config.eval_batch_size,
+                    phase=f"score {place.round}",
                     progress=self.progress,
                 )
             if self.sets.truth is not None:
@@ -247,9 +276,7 @@ class _LocalWorker:
             },
         )
 
-    def restore(
-        self, tensors: Mapping[str, torch.Tensor], header: Mapping[str, Any]
-    ) -> Place:
+    def restore(self, tensors: Mapping[str, torch.Tensor], header: Mapping[str, Any]) -> Place:
         """Take up what :meth:`save` kept."""
         parts: dict[str, dict[str, torch.Tensor]] = {"model": {}, "momentum": {}}
         for name, value in tensors.items():
@@ -307,10 +334,16 @@ def _load_twice(config: PurifyConfig, sets: _Sets) -> tuple[Classifier, Classifi
         raise ConfigError("no model to purify: give its weights as model.checkpoint.")
     classes = sets.some.manifest.num_classes
     spec = None
+    if not config.model.name and (config.model.options or config.model.mean or config.model.std):
+        raise ConfigError("model options are given, but no model.name that they belong to.")
     if config.model.name:
         spec = ModelSpec(
-            config.model.name, classes, config.data.image_size, config.model.options,
-            config.model.mean, config.model.std,
+            config.model.name,
+            classes,
+            config.data.image_size,
+            config.model.options,
+            config.model.mean,
+            config.model.std,
         )
     infected = load_model(checkpoint, spec)
     if infected.spec.num_classes != classes:

@@ -47,8 +47,12 @@ def train(config: TrainConfig, out: Path, progress: Progress | None = None) -> d
         data = open_data(config.data.train, config.data, quarantine)
         classes = data.manifest.num_classes
         spec = ModelSpec(
-            config.model.name, classes, config.data.image_size, config.model.options,
-            config.model.mean, config.model.std,
+            config.model.name,
+            classes,
+            config.data.image_size,
+            config.model.options,
+            config.model.mean,
+            config.model.std,
         )
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
@@ -58,15 +62,21 @@ def train(config: TrainConfig, out: Path, progress: Progress | None = None) -> d
                 else create_model(spec)
             )
         tester = Tester(
-            config.data, quarantine, num_classes=classes, seed=config.seed,
-            batch_size=config.eval_batch_size, curve_samples=config.curve_samples,
+            config.data,
+            quarantine,
+            num_classes=classes,
+            seed=config.seed,
+            batch_size=config.eval_batch_size,
+            curve_samples=config.curve_samples,
             progress=progress,
         )
         state = run.load_state()
         before = run.read_config() or {}
         device = choose_device(
-            before.get("device", config.device), before.get("precision", config.precision),
-            model, config.data.image_size,
+            before.get("device", config.device),
+            before.get("precision", config.precision),
+            model,
+            config.data.image_size,
         )
         config = config.model_copy(
             update={"device": str(device.torch), "precision": device.precision}
@@ -80,9 +90,15 @@ def train(config: TrainConfig, out: Path, progress: Progress | None = None) -> d
             log.info("going on at epoch %d, batch %d", start.epoch, start.batch)
         device.place(model)
         stage = Stage(
-            name="train", epochs=config.epochs, batch_size=config.batch_size, lr=config.lr,
-            momentum=config.momentum, weight_decay=config.weight_decay, schedule="cosine",
-            augment=augment_for(config.data), flip=config.data.flip,
+            name="train",
+            epochs=config.epochs,
+            batch_size=config.batch_size,
+            lr=config.lr,
+            momentum=config.momentum,
+            weight_decay=config.weight_decay,
+            schedule="cosine",
+            augment=augment_for(config.data),
+            flip=config.data.flip,
         )
         logger = step_logger(run, "train", 0)
 
@@ -91,8 +107,10 @@ def train(config: TrainConfig, out: Path, progress: Progress | None = None) -> d
             tensors = {f"model.{k}": v for k, v in model.state_dict().items()}
             tensors |= {f"momentum.{k}": v for k, v in position.momentum.items()}
             header = {
-                "epoch": position.epoch, "batch": position.batch,
-                "seconds": clock.seconds, "images": clock.images,
+                "epoch": position.epoch,
+                "batch": position.batch,
+                "seconds": clock.seconds,
+                "images": clock.images,
             }
             run.save_state(tensors, header)
 
@@ -104,9 +122,20 @@ def train(config: TrainConfig, out: Path, progress: Progress | None = None) -> d
             progress.phase("train", config.epochs * len(data.ids), epochs * len(data.ids))
 
         fit(
-            model, data, data.ids, stage, device, pgd=None, seed=config.seed, start=start,
-            progress=progress, clock=clock, on_step=logger, on_epoch=on_epoch,
-            checkpoint=checkpoint, checkpoint_seconds=config.checkpoint_seconds,
+            model,
+            data,
+            data.ids,
+            stage,
+            device,
+            pgd=None,
+            seed=config.seed,
+            start=start,
+            progress=progress,
+            clock=clock,
+            on_step=logger,
+            on_epoch=on_epoch,
+            checkpoint=checkpoint,
+            checkpoint_seconds=config.checkpoint_seconds,
         )
         save_model(model, out / MODEL_NAME)
         result = tester.whole(model, device, "test")

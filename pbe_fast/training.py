@@ -127,7 +127,8 @@ def fit(
             optimizer.state[parameter]["momentum_buffer"] = start.momentum[name].to(parameter)
     saved = time.monotonic()
     progress.phase(
-        stage.name, stage.epochs * len(ids),
+        stage.name,
+        stage.epochs * len(ids),
         start.epoch * len(ids) + start.batch * stage.batch_size,
     )
     for epoch in range(start.epoch, stage.epochs):
@@ -165,7 +166,12 @@ def fit(
             correct = (logits.detach().argmax(1) == labels).sum()
             on_step(
                 Step(
-                    epoch, index, adversarial, loss.detach(), correct, len(batch.ids),
+                    epoch,
+                    index,
+                    adversarial,
+                    loss.detach(),
+                    correct,
+                    len(batch.ids),
                     ended - began,
                 )
             )

@@ -107,7 +107,9 @@ def result_table(title: str, rows: Mapping[str, Mapping[str, Any]]) -> Table:
     for name, row in rows.items():
         area = row.get("auroc")
         table.add_row(
-            Text(name), percent(row.get("acc")), percent(row.get("asr")),
+            Text(name),
+            percent(row.get("acc")),
+            percent(row.get("asr")),
             f"{area:.3f}" if isinstance(area, float) else "–",
         )
     return table

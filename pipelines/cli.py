@@ -121,8 +121,14 @@ def poison_command(
         config,
         settings or (),
         {
-            "attack": attack, "mode": mode, "target": target, "rate": rate, "seed": seed,
-            "image_size": image_size, "device": device, "clean_label": clean_label or None,
+            "attack": attack,
+            "mode": mode,
+            "target": target,
+            "rate": rate,
+            "seed": seed,
+            "image_size": image_size,
+            "device": device,
+            "clean_label": clean_label or None,
         },
     )
     console = Console()
@@ -162,9 +168,15 @@ def train_command(
         config,
         settings or (),
         {
-            "data.train": data, "data.test": test, "data.attack": attack, "epochs": epochs,
-            "model.name": model, "model.options.width": width, "data.image_size": image_size,
-            "device": device, "seed": seed,
+            "data.train": data,
+            "data.test": test,
+            "data.attack": attack,
+            "epochs": epochs,
+            "model.name": model,
+            "model.options.width": width,
+            "data.image_size": image_size,
+            "device": device,
+            "seed": seed,
         },
     )
     console = Console()
@@ -222,10 +234,18 @@ def purify_command(
         config,
         settings or (),
         {
-            "model.checkpoint": checkpoint, "model.name": model, "model.options.width": width,
-            "data.train": data, "data.clean": clean, "data.test": test, "data.attack": attack,
-            "data.truth": truth, "data.image_size": image_size, "method": method,
-            "device": device, "seed": seed,
+            "model.checkpoint": checkpoint,
+            "model.name": model,
+            "model.options.width": width,
+            "data.train": data,
+            "data.clean": clean,
+            "data.test": test,
+            "data.attack": attack,
+            "data.truth": truth,
+            "data.image_size": image_size,
+            "method": method,
+            "device": device,
+            "seed": seed,
         },
     )
     console = Console()
@@ -273,7 +293,10 @@ def evaluate_command(
     console = Console(stderr=as_json)
     with progress_bars(console) as progress:
         result = evaluation.evaluate(
-            network, data, place, attack=load_attack(attack) if attack else None,
+            network,
+            data,
+            place,
+            attack=load_attack(attack) if attack else None,
             progress=progress,
         )
     if as_json:

@@ -13,6 +13,7 @@ from pbe_fast.config import (
     PoisonConfig,
     PurifyConfig,
     TrainConfig,
+    TrainModelConfig,
 )
 from pbe_fast.data.manifest import MANIFEST_NAME
 from pbe_fast.data.shards import write_shards
@@ -33,8 +34,13 @@ ATTACK = "blend"
 
 
 def run_demo(
-    out: Path, *, device: str, seed: int, progress: Progress,
-    train_per_class: int = TRAIN_PER_CLASS, test_per_class: int = TEST_PER_CLASS,
+    out: Path,
+    *,
+    device: str,
+    seed: int,
+    progress: Progress,
+    train_per_class: int = TRAIN_PER_CLASS,
+    test_per_class: int = TEST_PER_CLASS,
     epochs: int = 10,
 ) -> dict[str, Any]:
     """Draw, poison, infect, purify with a clean 5 % and with none.
@@ -65,8 +71,12 @@ def run_demo(
     )
     infected = train(
         TrainConfig(
-            model=ModelConfig(name="builtin:preact_resnet18", options={"width": WIDTH}),
-            data=measured, epochs=epochs, seed=seed, device=device, curve_samples=0,
+            model=TrainModelConfig(options={"width": WIDTH}),
+            data=measured,
+            epochs=epochs,
+            seed=seed,
+            device=device,
+            curve_samples=0,
         ),
         out / "infected",
         progress,
@@ -78,16 +88,24 @@ def run_demo(
     # and larger steps make up for it. Chosen on these drawn signs.
     aft = purify(
         PurifyConfig(
-            method="aft", model=model, data=measured.model_copy(update=known | few_clean),
-            aft=AftConfig(batch_size=32, lr=0.01), seed=seed, device=device,
+            method="aft",
+            model=model,
+            data=measured.model_copy(update=known | few_clean),
+            aft=AftConfig(batch_size=32, lr=0.01),
+            seed=seed,
+            device=device,
         ),
         out / "aft",
         progress,
     )
     pbe = purify(
         PurifyConfig(
-            method="pbe", model=model, data=measured.model_copy(update=known),
-            pbe=PbeConfig(), seed=seed, device=device,
+            method="pbe",
+            model=model,
+            data=measured.model_copy(update=known),
+            pbe=PbeConfig(),
+            seed=seed,
+            device=device,
         ),
         out / "pbe",
         progress,

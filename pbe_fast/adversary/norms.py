@@ -16,7 +16,9 @@ __all__ = ["L2", "Linf", "Norm"]
 class Norm(Protocol):
     """An eps ball around the clean image. All lengths are in units of pixel values."""
 
-    eps: float
+    @property
+    def eps(self) -> float:
+        """The ball's radius."""
 
     def start(self, clean: Tensor, ids: Tensor, seed: int) -> Tensor:
         """A random perturbation inside the ball, a function of (seed, sample id)."""

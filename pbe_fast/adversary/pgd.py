@@ -37,8 +37,14 @@ class PGD:
     targeted: bool = False
 
     def __call__(
-        self, model: nn.Module, images: Tensor, labels: Tensor, device: Device,
-        *, ids: Tensor | None = None, seed: int = 0,
+        self,
+        model: nn.Module,
+        images: Tensor,
+        labels: Tensor,
+        device: Device,
+        *,
+        ids: Tensor | None = None,
+        seed: int = 0,
     ) -> Tensor:
         """Mine one adversarial example for each image.
 
@@ -59,6 +65,7 @@ class PGD:
         """
         if self.random_start and ids is None:
             raise ValueError("random_start needs the samples' ids, so that it can be repeated")
+        images = images.detach()
         if self.random_start and ids is not None:
             perturbation = self.norm.start(images, ids, seed)
         else:

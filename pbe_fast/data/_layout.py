@@ -28,7 +28,7 @@ _MAX_LABEL = 2**31 - 1  # the manifest's labels are int32
 _NAME = re.compile(r"((?:.*/)?[^./]+)\.([^/]+)", re.DOTALL)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Row:
     """One sample of a shard: where its image lies, in bytes, and its label."""
 

@@ -104,8 +104,13 @@ class ImageData:
 
     @classmethod
     def open(
-        cls, path: Path | str, size: int, *, workers: int | None = None,
-        quarantine: Quarantine | None = None, digests: bool = True,
+        cls,
+        path: Path | str,
+        size: int,
+        *,
+        workers: int | None = None,
+        quarantine: Quarantine | None = None,
+        digests: bool = True,
     ) -> "ImageData":
         """Open shards and check them against their manifest.
 

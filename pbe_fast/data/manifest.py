@@ -184,7 +184,11 @@ def unsafe_shard_name(name: str) -> bool:
     """Whether a shard's name could lead out of its folder, or is a URL or a command."""
     path = PurePosixPath(name)
     return (
-        not name or path.is_absolute() or ".." in path.parts or ":" in name or "\\" in name
+        not name
+        or path.is_absolute()
+        or ".." in path.parts
+        or ":" in name
+        or "\\" in name
         or "\0" in name
     )
 

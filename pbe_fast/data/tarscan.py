@@ -49,7 +49,7 @@ _REFUSED = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Member:
     """A regular file in a tar: its name, and where its contents lie in the tar, in bytes."""
 

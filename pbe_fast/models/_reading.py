@@ -65,6 +65,8 @@ def _read_torch(path: Path) -> dict[str, Tensor]:
         with warnings.catch_warnings():
             # A remark to torch's developers on the pickle's age, of no use to a user.
             warnings.filterwarnings("ignore", message="Detected pickle protocol")
+            # Sparse tensors are refused below, by name.
+            warnings.filterwarnings("ignore", message="Validating sparse tensor invariants")
             content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # unpickling garbage raises nearly any type
         raise _unreadable(path, error) from error

@@ -28,11 +28,14 @@ def check_weights(state: Mapping[str, Tensor], reference: Mapping[str, Tensor]) 
         for name, value in reference.items()
         if name not in state and not name.endswith("num_batches_tracked")
     ]
-    for name, value in state.items():
-        if name not in reference:
-            lines.append(f"unexpected: {name} {strange_tensor(value) or tuple(value.shape)}")
-        else:
-            lines += _differences(name, value, reference[name])
+    # In the model's order, from the image to the logits; safetensors gives none of its own.
+    for name, value in reference.items():
+        if name in state:
+            lines += _differences(name, state[name], value)
+    lines += [
+        f"unexpected: {name} {strange_tensor(state[name]) or tuple(state[name].shape)}"
+        for name in sorted(state.keys() - reference.keys())
+    ]
     return lines
 
 

@@ -68,7 +68,7 @@ def save_model(model: Classifier, path: Path, *, extra: Mapping[str, str] | None
     header, data = split_safetensors(safetensors.torch.save(tensors))
     header["__metadata__"] = metadata
     metadata[DIGEST_KEY] = digest(header, data)
-    header = {"__metadata__": dict(sorted(metadata.items())), **header}
+    header = {**header, "__metadata__": dict(sorted(metadata.items()))}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     write_bytes(path, b"".join([len(text).to_bytes(8, "little"), text, data]))

@@ -6,13 +6,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pbe_fast.report._run import Accuracies, Metrics
+from pbe_fast.report._run import Accuracies, Metrics, ModelMetrics
 
 __all__ = [
     "Verdict",
     "attack_words",
     "duration",
     "method_words",
+    "model_words",
     "percent",
     "points",
     "verdict",
@@ -76,32 +77,42 @@ def method_words(metrics: Metrics) -> str:
     """The method's full name."""
     if metrics.method:
         return _METHODS.get(metrics.method.lower(), metrics.method)
-    return _METHODS["train"] if metrics.test and not metrics.purified else "Run"
+    return _METHODS["train"] if metrics.is_training else "Run"
 
 
 def attack_words(attack: Mapping[str, Any]) -> str:
     """An attack on one line: ``badnets (rate 0.1, target 1)``."""
     name = str(attack.get("name", "unnamed"))
+    return _with_facts(name, {key: value for key, value in attack.items() if key != "name"})
+
+
+def model_words(model: ModelMetrics) -> str:
+    """A model on one line: ``builtin:preact_resnet18 (width 16, 43 classes)``."""
+    classes = [] if model.classes is None else [f"{model.classes:,} classes"]
+    return _with_facts(model.name, model.options, *classes)
+
+
+def _with_facts(name: str, facts: Mapping[str, Any], *more: str) -> str:
     rest = []
-    for key, value in attack.items():
-        if key != "name" and value is not None:
+    for key, value in facts.items():
+        if value is not None:
             text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
             rest.append(f"{key} {text if len(text) <= 60 else text[:59] + '…'}")
+    rest.extend(more)
     return f"{name} ({', '.join(rest)})" if rest else name
 
 
 def verdict(metrics: Metrics) -> Verdict:
     """Judge a run by its ACC and ASR alone."""
-    if metrics.purified is not None:
-        return _purification(metrics.infected or Accuracies(), metrics.purified)
-    if metrics.test is not None:
-        return _training(metrics.test)
+    if metrics.is_purification:
+        return _purification(metrics.infected or Accuracies(), metrics.purified or Accuracies())
+    if metrics.is_training:
+        return _training(metrics.test or Accuracies())
     return Verdict(
         "unknown",
         "No result",
         "This run has no result yet.",
-        "metrics.json holds neither a purified nor a trained model. Start the same command on "
-        "this directory again to go on.",
+        "metrics.json names neither a purified nor a trained model.",
     )
 
 
@@ -127,6 +138,14 @@ def _purification(infected: Accuracies, purified: Accuracies) -> Verdict:
     cost = 0.0
     if infected.acc is not None and purified.acc is not None:
         cost = infected.acc - purified.acc
+    if purified.asr is None and purified.acc is None:
+        return Verdict(
+            "unknown",
+            "Not measured",
+            "A purified model was written, but it was not tested.",
+            "No test set was given, so neither its accuracy nor whether a trigger still works is "
+            "known.",
+        )
     if purified.asr is None:
         return Verdict(
             "unknown",

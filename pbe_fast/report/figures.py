@@ -14,7 +14,6 @@ from itertools import groupby
 
 import numpy as np
 import numpy.typing as npt
-from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import (
@@ -25,25 +24,22 @@ from matplotlib.ticker import (
     NullLocator,
 )
 
-from pbe_fast.report._svg import (
-    CLEAN,
-    FONT_SIZE,
-    GRID,
-    HEIGHT,
-    INK,
-    MUTED,
-    POISON,
-    WIDTH,
-    panel,
-    style,
-    to_svg,
+from pbe_fast.report._axes import (
+    above,
+    epoch_ticks,
+    legend,
+    mark_rounds,
+    spans_decades,
+    spread,
+    starts,
+    thin,
 )
+from pbe_fast.report._svg import CLEAN, FONT_SIZE, GRID, INK, POISON, panel, style, to_svg
 
 __all__ = ["Evaluation", "Step", "curves", "epochs_by_round", "loss_curve", "score_histogram"]
 
 _BINS = 48
 _MAX_POINTS = 400  # more cannot be told apart in a picture of this width
-_MAX_NAMED_ROUNDS = 8
 
 
 @dataclass(frozen=True)
@@ -64,7 +60,13 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Step:
-    """One logged optimiser step: its round, epoch and batch (each from 0) and its mean loss."""
+    """One logged line of optimiser steps.
+
+    Attributes:
+        round, epoch, batch: the last step that the line covers, each from 0.
+        loss: mean since the line before.
+        adversarial: whether these batches were adversarial examples.
+    """
 
     round: int
     epoch: int
@@ -107,7 +109,7 @@ def curves(
         An ``<svg>`` element.
     """
     lengths = dict(rounds) if rounds is not None else epochs_by_round(evaluations)
-    starts = _starts(lengths)
+    begins = starts(lengths)
     ordered = sorted(evaluations, key=lambda item: (item.round, item.epoch))
     series = []
     for name, first, values in (
@@ -116,9 +118,9 @@ def curves(
     ):
         points = [(0.0, first)] if first is not None else []
         points += [
-            (starts[item.round] + item.epoch, value)
+            (begins[item.round] + item.epoch, value)
             for item, value in zip(ordered, values, strict=True)
-            if value is not None and (first is None or starts[item.round] + item.epoch > 0)
+            if value is not None and (first is None or begins[item.round] + item.epoch > 0)
         ]
         if points:
             series.append((name, points))
@@ -136,8 +138,8 @@ def curves(
         axes.yaxis.set_major_locator(MaxNLocator(4 if low else 5, steps=[1, 2, 2.5, 5, 10]))
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value * 100:.0f} %"))
         axes.grid(True, axis="y", color=GRID, linewidth=0.8, alpha=0.45)
-        _epoch_ticks(axes, unit)
-        _mark_rounds(axes, lengths, starts, end)
+        epoch_ticks(axes, unit)
+        mark_rounds(axes, lengths, begins, end)
         ends = []
         for name, points in series:
             is_acc = name == "ACC"
@@ -153,7 +155,7 @@ def curves(
                 clip_on=False,
             )
             ends.append((points[-1][1], name, CLEAN if is_acc else POISON))
-        for (value, name, colour), y in zip(ends, _spread([e[0] for e in ends], low), strict=True):
+        for (value, name, colour), y in zip(ends, spread([e[0] for e in ends], low), strict=True):
             axes.annotate(
                 f"{name} {value * 100:.1f} %",
                 (1, y),
@@ -235,9 +237,9 @@ def score_histogram(
                 )
             )
         axes.set_xlabel("cosine to the infected model’s logits", color=INK, labelpad=6)
-        _above(axes, "images, log scale" if log else "images")
+        above(axes, "images, log scale" if log else "images")
         if poisoned is not None:
-            _legend(axes, handles)
+            legend(axes, handles)
         return to_svg(axes, label=label)
 
 
@@ -257,13 +259,13 @@ def loss_curve(
         the border between adversarial and plain batches.
     """
     lengths = dict(rounds) if rounds is not None else epochs_by_round((), steps)
-    starts = _starts(lengths)
+    begins = starts(lengths)
     batches: dict[int, int] = {}
     for step in steps:
         batches[step.round] = max(batches.get(step.round, 0), step.batch + 1)
     ordered = sorted(steps, key=lambda item: (item.round, item.epoch, item.batch))
     placed = [
-        (starts[s.round] + s.epoch + s.batch / batches[s.round], s.loss, s.adversarial)
+        (begins[s.round] + s.epoch + (s.batch + 1) / batches[s.round], s.loss, s.adversarial)
         for s in ordered
     ]
     bucket = max(1, math.ceil(len(placed) / _MAX_POINTS))
@@ -274,7 +276,7 @@ def loss_curve(
         axes.set_xlim(0, end)
         finite = [loss for _, loss, _ in placed if math.isfinite(loss)]
         positive = [loss for loss in finite if loss > 0]
-        log = bool(positive) and len(positive) == len(finite) and _spans_decades(positive)
+        log = bool(positive) and len(positive) == len(finite) and spans_decades(positive)
         if log:
             axes.set_yscale("log")
             axes.yaxis.set_major_locator(LogLocator(numticks=6))
@@ -282,15 +284,15 @@ def loss_curve(
             axes.yaxis.set_minor_formatter(NullFormatter())
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axes.grid(True, axis="y", color=GRID, linewidth=0.8, alpha=0.45)
-        _epoch_ticks(axes, "epoch")
+        epoch_ticks(axes, "epoch")
+        border = 0.0
         for adversarial, group in groupby(placed, key=lambda item: item[2]):
             segment = list(group)
-            x, y = _thin([(a, b) for a, b, _ in segment], bucket)
+            x, y = thin([(a, b) for a, b, _ in segment], bucket)
             colour = POISON if adversarial else CLEAN
             if adversarial:
-                # The batch after the last logged one is where plain batches may begin.
-                after = next((p[0] for p in placed if p[0] > segment[-1][0]), end)
-                axes.axvspan(segment[0][0], after, color=POISON, alpha=0.12, linewidth=0)
+                axes.axvspan(border, segment[-1][0], color=POISON, alpha=0.12, linewidth=0)
+            border = segment[-1][0]  # a line stands for the steps since the line before
             axes.plot(
                 x,
                 y,
@@ -303,10 +305,10 @@ def loss_curve(
         if not log:
             axes.set_ylim(bottom=0)
             axes.yaxis.set_major_locator(MaxNLocator(5))
-        _mark_rounds(axes, lengths, starts, end, named=False)
-        _above(axes, "loss, log scale" if log else "loss")
+        mark_rounds(axes, lengths, begins, end, named=False)
+        above(axes, "loss, log scale" if log else "loss")
         if any(adversarial for _, _, adversarial in placed):
-            _legend(
+            legend(
                 axes,
                 [
                     Line2D([], [], color=CLEAN, lw=1.8, label="plain batches"),
@@ -314,108 +316,3 @@ def loss_curve(
                 ],
             )
         return to_svg(axes, label=label)
-
-
-def _starts(lengths: Mapping[int, float]) -> dict[int, float]:
-    """Where each round begins on the shared axis."""
-    starts: dict[int, float] = {}
-    reached = 0.0
-    for number, length in sorted(lengths.items()):
-        starts[number] = reached
-        reached += length
-    return starts
-
-
-def _epoch_ticks(axes: Axes, unit: str) -> None:
-    axes.xaxis.set_major_locator(MaxNLocator(8, integer=True, steps=[1, 2, 5, 10]))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.set_xlabel(unit, color=INK, labelpad=6)
-
-
-def _mark_rounds(
-    axes: Axes,
-    lengths: Mapping[int, float],
-    starts: Mapping[int, float],
-    end: float,
-    *,
-    named: bool = True,
-) -> None:
-    """A dotted line where a round begins, and its number above its part of the axis."""
-    if len(lengths) < 2:
-        return
-    for number, start in starts.items():
-        if start > 0:
-            axes.axvline(start, color=MUTED, linewidth=1.0, linestyle=(0, (1, 2)))
-        if named and len(lengths) <= _MAX_NAMED_ROUNDS:
-            roomy = lengths[number] / end > 0.17
-            axes.annotate(
-                f"round {number}" if roomy else f"{number}",
-                ((start + lengths[number] / 2) / end, 1),
-                xycoords="axes fraction",
-                xytext=(0, 12),
-                textcoords="offset points",
-                ha="center",
-                va="center",
-                color=MUTED,
-                fontsize=FONT_SIZE,
-            )
-
-
-def _above(axes: Axes, text: str) -> None:
-    """The name of the y axis, upright, where reading begins."""
-    axes.annotate(
-        text,
-        (0, 1),
-        xycoords=("figure fraction", "axes fraction"),
-        xytext=(0, 20),
-        textcoords="offset points",
-        va="center",
-        color=MUTED,
-        fontsize=FONT_SIZE,
-    )
-
-
-def _legend(axes: Axes, handles: Sequence[Line2D | Patch]) -> None:
-    figure_area = axes.figure.transFigure
-    axes.legend(
-        handles=list(handles),
-        loc="center right",
-        bbox_to_anchor=(1 - 14 / WIDTH, axes.get_position().y1 + 20 / HEIGHT),
-        bbox_transform=figure_area,
-        ncols=len(handles),
-        frameon=False,
-        fontsize=FONT_SIZE,
-        labelcolor=INK,
-        borderpad=0,
-        borderaxespad=0,
-        handlelength=1.8,
-        handletextpad=0.5,
-        columnspacing=1.2,
-    )
-
-
-def _spread(values: Sequence[float], low: float) -> list[float]:
-    """Heights for two labels at ``values`` that do not lie on each other; share of the axis."""
-    apart = 0.085 * (1.0 - low)
-    if len(values) < 2 or abs(values[0] - values[1]) >= apart:
-        return list(values)
-    middle = min(max(sum(values) / 2, low + apart / 2), 1.0 - apart / 2)
-    upper = 0 if values[0] >= values[1] else 1
-    return [middle + apart / 2 if i == upper else middle - apart / 2 for i in range(2)]
-
-
-def _thin(
-    points: Sequence[tuple[float, float]], bucket: int
-) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """Means of ``bucket`` neighbours at a time; what is not finite stays a gap."""
-    table = np.array(points, dtype=np.float64).reshape(-1, 2)
-    table[~np.isfinite(table)] = np.nan
-    cuts = np.arange(0, len(table), bucket)
-    sizes = np.diff(np.append(cuts, len(table)))
-    means = np.add.reduceat(table, cuts, axis=0) / sizes[:, None]
-    return means[:, 0], means[:, 1]
-
-
-def _spans_decades(values: Sequence[float]) -> bool:
-    high, low = np.percentile(values, [98, 2])
-    return bool(high > 60 * low)

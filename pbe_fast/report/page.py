@@ -11,9 +11,19 @@ import numpy as np
 from markupsafe import Markup
 
 from pbe_fast._files import write_text
-from pbe_fast.report._run import History, Metrics, Suspects, read_config_text
+from pbe_fast.report._history import History
+from pbe_fast.report._run import Accuracies, Metrics, read_config_text
+from pbe_fast.report._suspects import Suspects
 from pbe_fast.report._svg import clean_text
-from pbe_fast.report._words import attack_words, duration, method_words, percent, points, verdict
+from pbe_fast.report._words import (
+    attack_words,
+    duration,
+    method_words,
+    model_words,
+    percent,
+    points,
+    verdict,
+)
 from pbe_fast.report.figures import (
     Evaluation,
     curves,
@@ -100,6 +110,7 @@ def write_report(run_dir: Path) -> Path:
         suspects=suspects,
         listed=len(suspects.scores) if suspects else None,
         phases=_phases(metrics),
+        model=model_words(metrics.model) if metrics.model else None,
         attack=attack_words(metrics.attack) if metrics.attack else None,
         config=read_config_text(run_dir),
     )
@@ -164,7 +175,9 @@ def _pictures(metrics: Metrics, history: History) -> list[_Picture]:
         )
         pictures.append(
             _Picture(
-                Markup(svg), _curve_caption(before, history.evaluations, "epoch", len(lengths))
+                Markup(svg),
+                _curve_caption(before, history.evaluations, "epoch", len(lengths))
+                + _sample_note(metrics.purified or metrics.test, history.evaluations),
             )
         )
     elif metrics.rounds and any(r.acc is not None or r.asr is not None for r in metrics.rounds):
@@ -202,6 +215,17 @@ def _curve_caption(
     if number_of_rounds > 1 and unit == "epoch":
         caption += ". Dotted lines: where a round begins"
     return caption + "."
+
+
+def _sample_note(final: Accuracies | None, evaluations: Sequence[Evaluation]) -> str:
+    """Why the last point of the curve is not the result in the table, if it is not."""
+    last = max(evaluations, key=lambda item: (item.round, item.epoch))
+    if final is None or all(
+        here is None or there is None or percent(here) == percent(there)
+        for here, there in ((last.acc, final.acc), (last.asr, final.asr))
+    ):
+        return ""
+    return " The points are measured on a sample of the test images, the result above on all."
 
 
 def _spoken(before: _Pair, evaluations: Sequence[Evaluation], unit: str) -> str:

@@ -1,7 +1,8 @@
 """BadNets (Gu, Dolan-Gavitt and Garg, 2017): a small patch in a corner.
 
-A checkerboard of ``patch_pixels`` squares, 3x3 pixels on a 32x32 image and in proportion on
-larger ones, one patch pixel away from the bottom right corner.
+A checkerboard of three squares a side, 3x3 pixels on a 32x32 image and in proportion on larger
+ones, one square away from the bottom right corner. A patch whose side is no multiple of three
+has squares of the side's third, rounded down, and more of them.
 """
 
 from collections.abc import Mapping

@@ -15,6 +15,8 @@ __all__ = ["Attack", "Scalar", "Trigger", "plant"]
 
 Scalar = int | float | str | bool
 
+_MAX_SIZE = 4096  # pixels; the largest image_size of a configuration
+
 
 class Trigger(Protocol):
     """Changes images so that an infected model gives the attacker's label.
@@ -57,6 +59,9 @@ class Attack:
         num_classes: K.
         image_size: side in pixels of the images the trigger was built for.
         clean_label: poison only images of the target class and keep their labels (SIG).
+
+    Raises:
+        TriggerError: at construction, the values contradict each other.
     """
 
     trigger: Trigger
@@ -69,10 +74,16 @@ class Attack:
     def __post_init__(self) -> None:
         if self.mode not in ("all_to_one", "all_to_all"):
             raise TriggerError(f"attack mode {self.mode!r}; known: all_to_one, all_to_all.")
+        if not 1 <= self.image_size <= _MAX_SIZE:
+            raise TriggerError(f"image_size {self.image_size} is not in 1 to {_MAX_SIZE} pixels.")
         if not 0 <= self.target < self.num_classes:
-            raise TriggerError(f"target {self.target} is not a label from 0 to {self.num_classes - 1}.")
+            raise TriggerError(
+                f"target {self.target} is not a label from 0 to {self.num_classes - 1}."
+            )
         if self.clean_label and self.mode != "all_to_one":
-            raise TriggerError("clean_label poisons the target class alone, so it needs all_to_one.")
+            raise TriggerError(
+                "clean_label poisons the target class alone, so it needs all_to_one."
+            )
 
     def labels(self, labels: Tensor) -> Tensor:
         """The attacker's label for each true label, ``(N,)`` int64."""

@@ -1,6 +1,6 @@
 """Blend (Chen et al., 2017): a whole picture mixed in at a low ratio.
 
-    x' = (1 - alpha) x + alpha p,   alpha = 0.1 to 0.2
+x' = (1 - alpha) x + alpha p,   alpha = 0.1 to 0.2
 """
 
 from collections.abc import Mapping
@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from torch import Tensor
 
 from kernels import mix_pattern
@@ -35,6 +36,11 @@ class Blend:
     def __post_init__(self) -> None:
         if not 0 < self.alpha <= 1:
             raise TriggerError(f"blend: alpha {self.alpha} is not in (0, 1].")
+        if self.picture.ndim != 3 or len(self.picture) != 3 or self.picture.dtype != torch.uint8:
+            raise TriggerError(
+                f"blend: the picture is {tuple(self.picture.shape)} {self.picture.dtype}, expected "
+                "(3, H, W) torch.uint8."
+            )
 
     def __call__(self, images: Tensor) -> Tensor:
         """See :class:`pbe_fast.triggers.Trigger`."""

@@ -157,7 +157,15 @@ def train_input_aware(
 
     Returns:
         the trigger, on the CPU in eval mode.
+
+    Raises:
+        TriggerError: there are fewer than three images, one each to be triggered, cross and clean.
     """
+    if len(images) < 3 or plan.batch_size < 3:
+        raise TriggerError(
+            f"input_aware: {len(images)} images in batches of {plan.batch_size} are too few to "
+            "train the generators; give 3 or more."
+        )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(torch_generator(seed, "input-aware").initial_seed()) & 0x7FFFFFFF)
         trigger = InputAware.build(width)
@@ -199,8 +207,13 @@ def train_input_aware(
 
 
 def _joint_loss(
-    classifier: nn.Module, trigger: InputAware, x: Tensor, y: Tensor,
-    attacker_labels: Callable[[Tensor], Tensor], device: Device, plan: InputAwareTraining,
+    classifier: nn.Module,
+    trigger: InputAware,
+    x: Tensor,
+    y: Tensor,
+    attacker_labels: Callable[[Tensor], Tensor],
+    device: Device,
+    plan: InputAwareTraining,
 ) -> Tensor:
     """Cross-entropy of a batch of which a third each is triggered, cross and clean."""
     third = len(x) // 3

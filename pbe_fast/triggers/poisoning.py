@@ -8,6 +8,7 @@ a model is purified, except to measure.
 """
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -113,9 +114,7 @@ def make_attack(config: PoisonConfig, data: ImageData, progress: Progress | None
         return attack(SIG(config.amplitude_255, config.frequency))
     if config.attack == "wanet":
         return attack(
-            WaNet.random(
-                config.image_size, k=config.k, strength=config.strength, seed=config.seed
-            )
+            WaNet.random(config.image_size, k=config.k, strength=config.strength, seed=config.seed)
         )
     labels_of = attack(SIG()).labels  # the labels do not depend on the trigger
     return attack(_train_generators(config, data, labels_of, progress or Silent()))
@@ -134,6 +133,7 @@ def poison(
     Args:
         source: the folder of the clean shards.
         out: the folder to write: shards, manifest, ``attack.safetensors``, ``truth.parquet``.
+        overwrite: replace a folder that holds these files and nothing else.
 
     Returns:
         the manifest of the copy.
@@ -146,15 +146,16 @@ def poison(
     attack = make_attack(config, data, progress)
     chosen = plan(data.manifest.labels, attack, config.rate, config.seed)
     progress.phase("write poisoned shards", len(data.manifest))
-    manifest = write_shards(
-        _samples(data, attack, chosen, config.seed),
-        out,
-        classes=data.manifest.classes,
-        prefix="poisoned",
-        shard_bytes=config.shard_bytes,
-        overwrite=overwrite,
-        on_sample=lambda _count: progress.advance(1),
-    )
+    with _set_aside(out, overwrite):
+        manifest = write_shards(
+            _samples(data, attack, chosen, config.seed),
+            out,
+            classes=data.manifest.classes,
+            prefix="poisoned",
+            shard_bytes=config.shard_bytes,
+            overwrite=overwrite,
+            on_sample=lambda _count: progress.advance(1),
+        )
     save_attack(attack, out / ATTACK_NAME)
     _write_truth(out / TRUTH_NAME, manifest, data.manifest, chosen)
     return manifest
@@ -168,12 +169,38 @@ def load_truth(path: Path, manifest: Manifest) -> npt.NDArray[np.bool_]:
     """
     try:
         table = pq.read_table(path, columns=["key", "poisoned"])
+        if table.schema.field("poisoned").type != pa.bool_():
+            raise ShardError(f"{path}: not a truth table of pbe-fast ('poisoned' is not boolean).")
         known = dict(zip(table["key"].to_pylist(), table["poisoned"].to_pylist(), strict=True))
         return np.array([bool(known[key]) for key in manifest.keys.to_pylist()], np.bool_)
     except (OSError, pa.ArrowException) as error:
         raise ShardError(f"{path}: not a truth table of pbe-fast ({error}).") from error
     except KeyError as error:
-        raise ShardError(f"{path}: has no row for sample {error}; it is about other data.") from error
+        raise ShardError(
+            f"{path}: has no row for sample {error}; it is about other data."
+        ) from error
+
+
+@contextmanager
+def _set_aside(out: Path, overwrite: bool) -> Iterator[None]:
+    """The old attack and truth out of the way while shards are replaced; back if that fails.
+
+    Shards replace a folder of shards and nothing else, so that no other file is ever lost.
+    """
+    moved = {}
+    for name in (ATTACK_NAME, TRUTH_NAME) if overwrite else ():
+        if (out / name).is_file():
+            moved[out / name] = out.with_name(f".{out.name}.{name}.replaced")
+    for path, aside in moved.items():
+        path.rename(aside)
+    try:
+        yield
+    except BaseException:
+        for path, aside in moved.items():
+            aside.rename(path)
+        raise
+    for aside in moved.values():
+        aside.unlink()
 
 
 def _samples(data: ImageData, attack: Attack, chosen: Plan, seed: int) -> Iterator[Sample]:
@@ -194,7 +221,8 @@ def _samples(data: ImageData, attack: Attack, chosen: Plan, seed: int) -> Iterat
         if sample_id in ready:
             position += 1
             if is_poisoned[sample_id]:
-                label = int(attack.labels(torch.tensor([label]))[0]) if not attack.clean_label else label
+                # For a clean-label attack this is the label that the sample has already.
+                label = int(attack.labels(torch.tensor([label]))[0])
             yield Sample(key, ready.pop(sample_id), "png", label)
         else:
             image = reader.read(sample_id)
@@ -203,8 +231,13 @@ def _samples(data: ImageData, attack: Attack, chosen: Plan, seed: int) -> Iterat
 
 
 def _changed_images(
-    reader: ShardReader, manifest: Manifest, view: View, attack: Attack, chunk: Ids,
-    is_poisoned: npt.NDArray[np.bool_], seed: int,
+    reader: ShardReader,
+    manifest: Manifest,
+    view: View,
+    attack: Attack,
+    chunk: Ids,
+    is_poisoned: npt.NDArray[np.bool_],
+    seed: int,
 ) -> dict[int, bytes]:
     """PNG bytes of a chunk of samples, triggered or with noise."""
     pixels = []

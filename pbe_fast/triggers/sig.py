@@ -40,6 +40,8 @@ class SIG:
     def __post_init__(self) -> None:
         if not 0 < self.amplitude_255 <= 255:
             raise TriggerError(f"sig: amplitude_255 {self.amplitude_255} is not in (0, 255].")
+        if not 0 < self.frequency < math.inf:
+            raise TriggerError(f"sig: frequency {self.frequency} is not a positive number.")
 
     def __call__(self, images: Tensor) -> Tensor:
         """See :class:`pbe_fast.triggers.Trigger`."""

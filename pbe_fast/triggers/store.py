@@ -26,6 +26,17 @@ __all__ = ["ATTACKS", "load_attack", "save_attack"]
 ATTACKS = ("badnets", "blend", "sig", "wanet", "input_aware")
 _KEY = "pbe_fast_attack"
 
+# What reading a file raises that is no attack: not safetensors, or with other parts than ours.
+_DAMAGE = (
+    SafetensorError,
+    OSError,
+    LookupError,
+    TypeError,
+    ValueError,
+    RuntimeError,
+    OverflowError,
+)
+
 
 def save_attack(attack: Attack, path: Path) -> None:
     """Write an attack, whole or not at all; the same attack gives the same bytes."""
@@ -61,13 +72,13 @@ def load_attack(path: Path) -> Attack:
             image_size=int(header["image_size"]),
             clean_label=bool(header["clean_label"]),
         )
-    except TriggerError:
-        raise
+    except TriggerError as error:
+        raise TriggerError(f"{path}: {error}") from error
     except FileNotFoundError as error:
         raise TriggerError(
             f"{path}: there is no such file; 'pbe-fast poison' writes attack.safetensors."
         ) from error
-    except (SafetensorError, OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
+    except _DAMAGE as error:
         raise TriggerError(f"{path}: not an attack written by pbe-fast ({error}).") from error
 
 
@@ -83,16 +94,20 @@ def _build(
     if name == "sig":
         return SIG(float(options["amplitude_255"]), float(options["frequency"]))
     if name == "wanet":
-        k = tensors["control"].shape[-1]
-        _expect(tensors["control"], (2, k, k), torch.float32, "control")
         return WaNet(tensors["control"], size, float(options["strength"]))
     if name == "input_aware":
-        trigger = InputAware.build(int(options["width"]))
+        with torch.device("meta"):  # no random weights, which would move the global generator
+            trigger = InputAware.build(int(options["width"]))
+        wanted = trigger.tensors()
+        if tensors.keys() != wanted.keys():
+            raise TriggerError("the generators' weights have other names than they should.")
+        for key, value in wanted.items():
+            _expect(tensors[key], tuple(value.shape), value.dtype, key)
+            if not tensors[key].isfinite().all():
+                raise TriggerError(f"{key} has weights that are not finite.")
         for part, net in (("pattern", trigger.pattern), ("mask", trigger.mask)):
-            prefix = f"{part}."
-            net.load_state_dict(
-                {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-            )
+            weights = {key: tensors[f"{part}.{key}"] for key in net.state_dict()}
+            net.load_state_dict(weights, assign=True)
             net.eval().requires_grad_(False)
         return trigger
     raise TriggerError(f"attack {name!r} is unknown; known: {', '.join(ATTACKS)}.")

@@ -5,6 +5,7 @@ size by bicubic interpolation and scaled:  grid = clip(identity + s * offsets / 
 In noise mode each image gets its own random jitter on top of the grid and keeps its label.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -39,11 +40,29 @@ class WaNet:
     name = "wanet"
     noise_ratio = 2.0  # the paper: noise mode at twice the poison rate
 
+    def __post_init__(self) -> None:
+        shape, k = tuple(self.control.shape), self.control.shape[-1] if self.control.ndim else 0
+        if shape != (2, k, k) or k < 2 or self.control.dtype != torch.float32:
+            raise TriggerError(
+                f"wanet: the control grid is {shape} {self.control.dtype}, expected (2, k, k) "
+                "torch.float32 with k at least 2."
+            )
+        if not self.control.isfinite().all():
+            raise TriggerError("wanet: the control grid has offsets that are not finite.")
+        if not 0 < self.strength < math.inf:
+            raise TriggerError(f"wanet: strength {self.strength} is not a positive number.")
+
     @classmethod
-    def random(cls, image_size: int, *, k: int = 4, strength: float = 0.5, seed: int = 0) -> "WaNet":
-        """A warp with a random control grid, a function of (k, seed)."""
-        if k < 2 or strength <= 0:
-            raise TriggerError(f"wanet: k {k} must be at least 2 and strength {strength} positive.")
+    def random(
+        cls, image_size: int, *, k: int = 4, strength: float = 0.5, seed: int = 0
+    ) -> "WaNet":
+        """A warp with a random control grid, a function of (k, seed).
+
+        Raises:
+            TriggerError: k is below 2 or the strength not positive.
+        """
+        if k < 2:
+            raise TriggerError(f"wanet: k {k} must be at least 2.")
         control = torch.rand(2, k, k, generator=torch_generator(seed, "wanet")) * 2 - 1
         return cls(control / control.abs().mean(), image_size, strength)
 

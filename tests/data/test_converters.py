@@ -1,10 +1,12 @@
-"""Converters: what is in the source comes out, each sample once, and nothing is dropped unnoticed."""
+"""Converters: what is in the source comes out, each sample once; nothing is dropped unnoticed."""
 
+import contextlib
+import gzip
 import io
 import os
 import pickle
 import tarfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from operator import length_hint
 from pathlib import Path
 
@@ -181,13 +183,20 @@ def test_what_is_no_image_is_named(tmp_path: Path, content: bytes, what: str) ->
 
 
 def test_keys_are_safe_and_collisions_are_numbered_the_same_each_time(tmp_path: Path) -> None:
-    image = _encoded(1, "PNG")
     names = ["x.png", "x.jpg", "x_2.png", "a.b.png", "a_b.png", "tab\there.png"]
-    _tree(tmp_path, {f"c/{name}": image for name in names})
-    _, samples = read_image_folder(tmp_path)
-    keys = [s.key for s in samples]
-    assert sorted(keys) == ["c/a_b", "c/a_b_2", "c/tab_here", "c/x", "c/x_2", "c/x_3"]
-    assert keys == [s.key for s in read_image_folder(tmp_path)[1]]
+    contents = {f"c/{name}": _encoded(seed, "PNG") for seed, name in enumerate(names)}
+    _tree(tmp_path, contents)
+    listed = list(read_image_folder(tmp_path)[1])
+    name_of = {content: name for name, content in contents.items()}
+    assert {name_of[s.image]: s.key for s in listed} == {
+        "c/a_b.png": "c/a_b",  # a file whose key needs no change keeps it
+        "c/a.b.png": "c/a_b_2",
+        "c/tab\there.png": "c/tab_here",
+        "c/x.jpg": "c/x",
+        "c/x.png": "c/x_3",
+        "c/x_2.png": "c/x_2",
+    }
+    assert listed == list(read_image_folder(tmp_path)[1])
     write_shards(read_image_folder(tmp_path)[1], tmp_path / "out", classes=["c"])
 
 
@@ -298,9 +307,8 @@ _META = ("\n".join(_TEN) + "\n\n").encode()
 
 
 @pytest.fixture
-def small_batches(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cifar10, "_RECORDS", 4)
-    yield
 
 
 def _batch(seed: int, records: int = 4) -> bytes:
@@ -396,8 +404,10 @@ def test_the_pickled_version_is_refused_and_never_opened(
 @pytest.mark.usefixtures("small_batches")
 def test_damaged_and_foreign_archives(tmp_path: Path) -> None:
     good = _archive(tmp_path / "good.tar.gz", _cifar()).read_bytes()
+    padded = gzip.compress(gzip.decompress(good) + bytes(1 << 20))
     for name, content in {
         "cut": good[: len(good) // 2],
+        "far": padded[:-8] + bytes(4) + padded[-4:],
         "text": b"hello" * 999,
         "none": b"",
     }.items():
@@ -570,10 +580,13 @@ def test_gtsrb_refuses_links_and_wrong_places(tmp_path: Path) -> None:
 def test_random_bytes_are_an_image_or_an_error_for_people(
     tmp_path_factory: pytest.TempPathFactory, content: bytes
 ) -> None:
-    root = _tree(tmp_path_factory.mktemp("any"), {"a/1.ppm": content, "GT-final_test.csv": content})
-    for read in (lambda: read_image_folder(root), lambda: read_cifar10(root / "a/1.ppm", "test"),
-                 lambda: read_gtsrb(root, "test"), lambda: read_gtsrb(root / "a", "test")):  # fmt: skip
-        try:
+    files = {"a/1.ppm": content, "GT-final_test.csv": content}
+    root = _tree(tmp_path_factory.mktemp("any"), files)
+    for read in (
+        lambda: read_image_folder(root),
+        lambda: read_cifar10(root / "a/1.ppm", "test"),
+        lambda: read_gtsrb(root, "test"),
+        lambda: read_gtsrb(root / "a", "test"),
+    ):
+        with contextlib.suppress(PbeError):  # and nothing else
             list(read()[1])
-        except PbeError as error:
-            assert str(root) in str(error)

@@ -3,6 +3,7 @@ import io
 import json
 import os
 import pickle
+import signal
 import string
 import tarfile
 import threading
@@ -217,6 +218,13 @@ def test_unusable_samples_are_named_and_nothing_is_left(
 def test_dots_in_folders_of_a_key_are_fine(tmp_path: Path) -> None:
     made = write_shards([replace(GOOD, key="v1.2/x")], tmp_path / "a", classes=CLASSES)
     assert index_shards(tmp_path / "a").keys.to_pylist() == made.keys.to_pylist() == ["v1.2/x"]
+
+
+@pytest.mark.parametrize("key", ["k" * 300, "d/" * 200 + "k", "漢" * 80])
+def test_long_and_foreign_keys(tmp_path: Path, key: str) -> None:
+    made = write_shards([replace(GOOD, key=key)], tmp_path / "a", classes=CLASSES)
+    assert made.keys.to_pylist() == [key]
+    assert read_bytes(made, 0) == GOOD.image
 
 
 def test_numpy_labels_are_integers(tmp_path: Path) -> None:
@@ -693,6 +701,7 @@ def test_a_reader_survives_a_fork_with_its_lock_held(manifest: Manifest) -> None
     with reader._lock:
         child = os.fork()
         if child == 0:  # would hang or fail if it used what the parent holds
+            signal.alarm(20)
             os._exit(0 if reader.read(39) == some(40)[39].image else 1)
     assert os.waitpid(child, 0)[1] == 0
     assert reader.read(39) == some(40)[39].image

@@ -228,12 +228,9 @@ def test_refused_destinations_and_extras(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_loading_an_old_pickle_protocol_is_silent(tmp_path: Path) -> None:
-    model = trained(TINY)
-    torch.save(model.net.state_dict(), tmp_path / "m.pt", pickle_protocol=4)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        try:
-            load_model(tmp_path / "m.pt", TINY)
-        except CheckpointError as error:  # torch may lack an instruction of that protocol
-            assert "Unsupported operand" in str(error)
+def test_remarks_for_torch_developers_are_silent(tmp_path: Path) -> None:
+    torch.save(trained(TINY).net.state_dict(), tmp_path / "m.pt", pickle_protocol=3)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        load_model(tmp_path / "m.pt", TINY)
+    assert not caught

@@ -83,11 +83,12 @@ def test_trial_run_leaves_no_trace() -> None:
     class Noisy(nn.Module):
         def __init__(self) -> None:
             super().__init__()
+            self.norm = nn.BatchNorm2d(3)
             self.body = nn.Sequential(nn.BatchNorm2d(3), nn.Dropout(0.5))
             self.body.eval()  # a part that the user froze stays frozen
 
         def forward(self, x: Tensor) -> Tensor:
-            x = self.body(x) + torch.rand(())  # draws in eval mode too
+            x = self.body(self.norm(x)) + torch.rand(())  # draws in eval mode too
             return x.mean((2, 3))[:, :1].expand(-1, 4)
 
     net = Noisy()
@@ -99,6 +100,7 @@ def test_trial_run_leaves_no_trace() -> None:
     assert torch.equal(torch.rand(3), expected)
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
     assert net.training
+    assert net.norm.training
     assert not net.body.training
     assert not net.body[1].training
 

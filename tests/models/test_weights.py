@@ -78,6 +78,12 @@ def test_wrong_width_is_not_called_a_class_count(reference: Weights) -> None:
     assert not any("classes" in line for line in lines)
 
 
+def test_another_last_layer_is_not_called_a_class_count(state: Weights, reference: Weights) -> None:
+    state["linear.weight"] = torch.zeros(10, 8)
+    (line,) = check_weights(state, reference)
+    assert line == "linear.weight: shape (10, 8) in the checkpoint, (43, 16) in the model"
+
+
 def test_double_that_overflows_float_is_infinite(state: Weights, reference: Weights) -> None:
     state["bn.bias"] = state["bn.bias"].double()
     state["bn.bias"][0] = 1e300

@@ -59,7 +59,7 @@ def history(
     lines: list[dict[str, Any]] = [{"event": "start", "method": "pbe"}]
     for number, epochs, adversarial in rounds:
         for epoch in range(epochs):
-            for batch in range(0, 120, 10):
+            for batch in range(9, 120, 10):
                 attacked = {
                     "all": True,
                     "first 3": epoch < 3,
@@ -82,7 +82,7 @@ def history(
                     }
                 )
             done = number * 10 + epoch + 1
-            line = {"event": "evaluation", "round": number, "epoch": epoch}
+            line = {"event": "evaluation", "round": number, "epoch": epoch + 1}
             line["acc"] = 0.966 - 0.05 * float(np.exp(-done / 4)) + 0.004 * float(random.normal())
             if asr:
                 line["asr"] = float(np.exp(-done / 3.2)) + 0.001
@@ -100,7 +100,13 @@ def make_pbe(run: Path) -> Path:
     write_json(
         run,
         {
+            "kind": "purify",
             "method": "pbe",
+            "model": {
+                "name": "builtin:preact_resnet18",
+                "options": {"width": 16},
+                "classes": 43,
+            },
             "infected": {"acc": 0.9712, "asr": 1.0},
             "purified": {"acc": 0.9641, "asr": 0.0011},
             "suspects": {
@@ -110,18 +116,41 @@ def make_pbe(run: Path) -> Path:
                 "poisoned": 400,
             },
             "rounds": [
-                {"round": 0, "subset": 200, "acc": 0.941, "asr": 0.043, "auroc": 0.885},
-                {"round": 1, "subset": 800, "acc": 0.957, "asr": 0.012, "auroc": 0.921},
+                {
+                    "round": 0,
+                    "subset": 200,
+                    "subset_poisoned": 21,
+                    "acc": 0.941,
+                    "asr": 0.043,
+                    "auroc": 0.885,
+                },
+                {
+                    "round": 1,
+                    "subset": 800,
+                    "subset_poisoned": 0,
+                    "acc": 0.957,
+                    "asr": 0.012,
+                    "auroc": 0.921,
+                },
                 {"round": 2, "subset": 2000, "acc": 0.962, "asr": 0.004},
                 {"round": 3, "subset": 2800, "acc": 0.9641, "asr": 0.0011, "auroc": 0.9413},
             ],
-            "seconds": {"load": 3.21, "finetune": 1284.4, "score": 41220.5, "evaluate": 0.42},
-            "images_per_second": {"finetune": 921.6, "score": 12840.0, "evaluate": 18.25},
+            "seconds": {
+                "load": 3.21,
+                "finetune_adversarial": 1284.4,
+                "score": 41220.5,
+                "evaluate": 0.42,
+            },
+            "images_per_second": {
+                "finetune_adversarial": 921.6,
+                "score": 12840.0,
+                "evaluate": 18.25,
+            },
             "device": "cuda (1 GPU)",
             "precision": "bfloat16",
             "versions": VERSIONS,
             "seed": 7,
-            "attack": {"name": "blend", "target": 1, "rate": 0.1, "alpha": 0.2},
+            "attack": {"name": "blend", "mode": {"kind": "all-to-one", "target": 1}},
             "quarantined": 3,
         },
     )
@@ -139,7 +168,9 @@ def make_aft(run: Path) -> Path:
     write_json(
         run,
         {
+            "kind": "purify",
             "method": "aft",
+            "rounds": [{"round": 0, "subset": 1333, "acc": 0.9645}],
             "infected": {"acc": 0.9712},
             "purified": {"acc": 0.9645},
             "suspects": {"count": 4000},
@@ -163,7 +194,7 @@ def make_train(run: Path) -> Path:
     write_json(
         run,
         {
-            "method": "train",
+            "kind": "train",
             "test": {"acc": 0.9712, "asr": 1.0},
             "seconds": {"train": 301.5},
             "images_per_second": {"train": 1500.0},
@@ -171,7 +202,7 @@ def make_train(run: Path) -> Path:
             "precision": "float32",
             "versions": VERSIONS,
             "seed": 3,
-            "attack": {"name": "badnets", "target": 1, "rate": 0.1},
+            "attack": {"name": "badnets", "mode": "all-to-one"},
         },
     )
     lines = history([(0, 15, "none")], asr=False)
@@ -180,8 +211,8 @@ def make_train(run: Path) -> Path:
             line["phase"] = "train"
             line["loss"] = 3.6 * 0.72 ** (line["epoch"] + line["batch"] / 120)
         elif line["event"] == "evaluation":
-            line["acc"] = 0.97 - 0.7 * 0.7 ** line["epoch"]
-            line["asr"] = 1 - 0.9 * 0.3 ** line["epoch"]
+            line["acc"] = 0.97 - 0.7 * 0.7 ** (line["epoch"] - 1)
+            line["asr"] = 1 - 0.9 * 0.3 ** (line["epoch"] - 1)
     write_history(run, lines)
     (run / "config.yaml").write_text("method: train\nmodel: builtin:preact_resnet18\n")
     return run

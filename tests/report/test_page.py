@@ -1,5 +1,6 @@
 """The page of a run: true words, whole content, and nothing that a hostile run can reach."""
 
+import itertools
 import json
 import re
 from html.parser import HTMLParser
@@ -14,9 +15,7 @@ from hypothesis import strategies as st
 
 from pbe_fast.errors import RunDirectoryError
 from pbe_fast.report import REPORT_NAME, write_report
-from pbe_fast.report._run import History, Metrics
 from pbe_fast.report._svg import clean_text
-from pbe_fast.report._words import attack_words, duration, percent, points, verdict
 
 VOID = {"meta", "link", "br", "img", "input", "hr"}
 PAYLOADS = [
@@ -112,7 +111,7 @@ def test_page_is_accessible(any_run: Path) -> None:
     headings = [int(tag[1]) for tag, _ in page.elements if re.fullmatch("h[1-6]", tag)]
     assert headings.count(1) == 1
     assert headings[0] == 1
-    assert all(b - a <= 1 for a, b in zip(headings, headings[1:], strict=False))
+    assert all(b - a <= 1 for a, b in itertools.pairwise(headings))
     assert all("scope" in a for tag, a in page.elements if tag == "th")
     for tag, attributes in page.elements:
         if tag == "svg":
@@ -147,7 +146,9 @@ def test_pbe_page_shows_everything(pbe_run: Path) -> None:
         "11 h 27 min",
         "41,220.5",
         "12,840",
-        "blend (target 1, rate 0.1, alpha 0.2)",
+        'blend (mode {"kind": "all-to-one", "target": 1})',
+        "builtin:preact_resnet18 (width 16, 43 classes)",
+        "finetune adversarial",
         "3 images that could not be decoded",
         "torch 2.11.0",
         "The 50 most suspicious images",
@@ -175,6 +176,8 @@ def test_aft_page_does_not_claim_what_was_not_measured(aft_run: Path) -> None:
     assert "A low score is a reason to look at an image, not a proof." in page.text
     assert "Poisoned" not in page.texts("th")
     assert "ACC after each evaluated epoch" in page.text
+    assert "1,333 images" in page.text
+    assert "Rounds" not in page.texts("h3")
 
 
 def test_train_page(train_run: Path) -> None:
@@ -186,71 +189,26 @@ def test_train_page(train_run: Path) -> None:
     assert "Suspects" not in page.texts("h2")
 
 
-def words(infected: dict[str, float] | None, purified: dict[str, float]) -> tuple[str, str]:
-    result = verdict(Metrics.model_validate({"infected": infected, "purified": purified}))
-    return result.kind, result.headline.replace("\N{NO-BREAK SPACE}", " ")
-
-
-@pytest.mark.parametrize(
-    ("infected", "purified", "kind", "headline"),
-    [
-        ((0.971, 1.0), (0.964, 0.001), "good", "ASR fell from 100.0 % to 0.1 %, ACC from 97.1 % to 96.4 %."),
-        ((0.964, 1.0), (0.971, 0.001), "good", "ASR fell from 100.0 % to 0.1 %, ACC rose from 96.4 % to 97.1 %."),
-        ((0.97, 1.0), (0.97, 0.001), "good", "ASR fell from 100.0 % to 0.1 %, ACC stayed at 97.0 %."),
-        ((0.966, 0.998), (0.84, 0.02), "warn", "ASR fell from 99.8 % to 2.0 %, ACC from 96.6 % to 84.0 %."),
-        ((0.97, 1.0), (0.96, 0.3), "warn", "The backdoor is weaker, not gone: ASR fell from 100.0 % to 30.0 %, ACC from 97.0 % to 96.0 %."),
-        ((0.97, 1.0), (0.96, 0.94), "bad", "The backdoor is still there: ASR fell from 100.0 % to 94.0 %, ACC from 97.0 % to 96.0 %."),
-        ((0.97, 1.0), (0.96, 1.0), "bad", "The backdoor is still there: ASR stayed at 100.0 %, ACC fell from 97.0 % to 96.0 %."),
-        ((0.97, 0.2), (0.96, 0.9), "bad", "The backdoor is still there: ASR rose from 20.0 % to 90.0 %, ACC fell from 97.0 % to 96.0 %."),
-        ((0.97, 0.01), (0.96, 0.002), "unknown", "ASR fell from 1.0 % to 0.2 %, ACC from 97.0 % to 96.0 %."),
-        ((0.97, None), (0.96, 0.002), "unknown", "ASR is 0.2 % after purification; ACC fell from 97.0 % to 96.0 %."),
-        ((0.97, None), (0.96, 0.6), "bad", "The trigger still works: ASR is 60.0 % after purification; ACC fell from 97.0 % to 96.0 %."),
-        ((0.97, 1.0), (0.96, None), "unknown", "Whether the backdoor is gone is not known; ACC fell from 97.0 % to 96.0 %."),
-        ((None, 1.0), (None, 0.001), "good", "ASR fell from 100.0 % to 0.1 %, ACC was not measured."),
-        ((None, None), (0.9, None), "unknown", "Whether the backdoor is gone is not known; ACC is 90.0 %."),
-    ],
-)  # fmt: skip
-def test_headline(
-    infected: tuple[float | None, float | None],
-    purified: tuple[float | None, float | None],
-    kind: str,
-    headline: str,
-) -> None:
-    before, after = (dict(zip(("acc", "asr"), pair, strict=True)) for pair in (infected, purified))
-    assert words(before, after) == (kind, headline)  # type: ignore[arg-type]  # None is the point
-
-
-@given(
-    st.none() | st.floats(0, 1),
-    st.none() | st.floats(0, 1),
-    st.none() | st.floats(0, 1),
-    st.none() | st.floats(0, 1),
-)
-@settings(deadline=None, max_examples=60)
-def test_success_is_said_only_of_a_measured_fall(
-    acc0: float | None, asr0: float | None, acc1: float | None, asr1: float | None
-) -> None:
-    result = verdict(
-        Metrics.model_validate(
-            {"infected": {"acc": acc0, "asr": asr0}, "purified": {"acc": acc1, "asr": asr1}}
-        )
-    )
-    if result.kind == "good":
-        assert asr0 is not None
-        assert asr1 is not None
-        assert asr1 <= 0.05 < asr0
-
-
 def test_worse_than_chance_is_said(pbe_run: Path) -> None:
     change(pbe_run, suspects={"count": 4000, "auroc": 0.09})
     assert "worse than chance" in read(pbe_run).text
 
 
-def test_a_run_without_a_result_says_so(aft_run: Path) -> None:
-    change(aft_run, purified=..., suspects=...)
+def test_a_purification_without_a_test_set_claims_nothing(aft_run: Path) -> None:
+    change(aft_run, infected=..., purified=...)
+    (aft_run / "metrics.jsonl").unlink()
     page = read(aft_run)
-    assert page.texts("h1") == ["This run has no result yet."]
+    assert page.texts("h1") == ["A purified model was written, but it was not tested."]
+    assert "Before and after" not in page.texts("h2")
+    assert "Suspects" in page.texts("h2")
     assert_harmless(page)
+
+
+def test_curve_and_table_may_differ_and_it_is_said(pbe_run: Path) -> None:
+    note = "measured on a sample of the test images"
+    assert note not in read(pbe_run).text
+    change(pbe_run, purified={"acc": 0.97, "asr": 0.0011})
+    assert note in read(pbe_run).text
 
 
 def test_least_run_directory(tmp_path: Path) -> None:
@@ -301,7 +259,7 @@ def test_hostile_content_is_text(tmp_path: Path, pbe_run: Path) -> None:
 
 @given(text=st.text(alphabet=st.characters(codec="utf-8"), min_size=1, max_size=60))
 @settings(
-    deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    deadline=None, max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 def test_any_text_is_shown_as_it_is(tmp_path: Path, text: str) -> None:
     (tmp_path / "metrics.json").write_text(json.dumps({"test": {"acc": 0.5}, "device": text}))
@@ -364,6 +322,15 @@ def test_damaged_suspects_are_refused(pbe_run: Path) -> None:
         write_report(pbe_run)
 
 
+def test_quarantined_images_are_no_suspects(pbe_run: Path) -> None:
+    path = pbe_run / "suspects.parquet"
+    table = pq.read_table(path).slice(0, 8)  # of these the first three have no score
+    pq.write_table(table, path)
+    page = read(pbe_run)
+    assert "The 5 most suspicious images" in page.texts("h3")
+    assert "nan" not in page.text
+
+
 def test_all_images_quarantined(pbe_run: Path) -> None:
     path = pbe_run / "suspects.parquet"
     table = pq.read_table(path)
@@ -379,90 +346,3 @@ def test_rounds_stand_in_where_no_epochs_were_recorded(pbe_run: Path) -> None:
     page = read(pbe_run)
     assert "rounds finished" in page.texts("text")
     assert sum(tag == "svg" for tag, _ in page.elements) == 2
-
-
-def step(epoch: int, batch: int = 0, loss: float | None = 1.0, **more: Any) -> dict[str, Any]:
-    return {"event": "step", "round": 0, "epoch": epoch, "batch": batch, "loss": loss} | more
-
-
-def load_history(run: Path, *lines: dict[str, Any] | str) -> History:
-    text = "\n".join(line if isinstance(line, str) else json.dumps(line) for line in lines)
-    (run / "metrics.jsonl").write_text(text)
-    return History.load(run)
-
-
-def test_history_skips_what_it_does_not_know(tmp_path: Path) -> None:
-    assert History.load(tmp_path) == History()
-    history = load_history(
-        tmp_path, {"event": "start"}, step(0), {"event": "step", "loss": None}, "", step(0, 10)
-    )
-    assert [s.batch for s in history.steps] == [0, 10]
-    assert history.unreadable == 0
-
-
-def test_history_forgives_a_torn_last_line_and_counts_others(tmp_path: Path) -> None:
-    assert load_history(tmp_path, step(0), '{"event": "st').unreadable == 0
-    history = load_history(tmp_path, step(0), '{"event": "st', "[]", step(0, 10), '{"ev')
-    assert history.unreadable == 2
-    assert len(history.steps) == 2
-    (tmp_path / "metrics.json").write_text("{}")
-    assert "2 damaged lines of metrics.jsonl left out." in read(tmp_path).text
-
-
-def test_history_keeps_the_later_of_two_lines_for_one_step(tmp_path: Path) -> None:
-    history = load_history(tmp_path, step(0, 5, 3.0), step(0, 5, 1.0))
-    assert [s.loss for s in history.steps] == [1.0]
-
-
-@pytest.mark.parametrize(
-    ("steps", "evaluations", "finished"),
-    [
-        ([0, 1, 2], [0, 1, 2], [1, 2, 3]),  # both count the running epoch from 0
-        ([0, 1, 2], [1, 2, 3], [1, 2, 3]),  # evaluations count finished epochs
-        ([0, 1, 2], [0, 3], [0, 3]),  # the same, with one before the first epoch
-        ([1, 2, 3], [1, 2, 3], [1, 2, 3]),  # both count from 1
-        ([], [0, 1], [1, 2]),
-        ([], [1, 2], [1, 2]),
-    ],
-)
-def test_history_finds_how_epochs_are_counted(
-    tmp_path: Path, steps: list[int], evaluations: list[int], finished: list[int]
-) -> None:
-    history = load_history(
-        tmp_path,
-        *(step(epoch) for epoch in steps),
-        *({"event": "evaluation", "epoch": epoch, "acc": 0.5} for epoch in evaluations),
-    )
-    assert [e.epoch for e in history.evaluations] == finished
-    assert [s.epoch for s in history.steps] == list(range(len(steps)))
-
-
-@pytest.mark.parametrize(
-    ("seconds", "shown"),
-    [
-        (0.0, "0.00 s"),
-        (0.42, "0.42 s"),
-        (59.94, "59.9 s"),
-        (59.96, "1 min 00 s"),
-        (3599.4, "59 min 59 s"),
-        (3599.6, "1 h 00 min"),
-        (41220.5, "11 h 27 min"),
-    ],
-)
-def test_durations(seconds: float, shown: str) -> None:
-    assert duration(seconds).replace("\N{NO-BREAK SPACE}", " ") == shown
-
-
-def test_changes_agree_with_what_is_shown() -> None:
-    assert points(0.97144, 0.96451) == "−0.6"  # 97.1 to 96.5, as the columns beside it say
-    assert points(0.5, 0.5004) == "0.0"
-    assert points(0.1, 1.0) == "+90.0"
-    assert percent(0.9714) == "97.1\N{NO-BREAK SPACE}%"
-
-
-def test_attack_on_one_line() -> None:
-    assert attack_words({"name": "wanet", "k": 4, "grid": [1, 2], "seed": None}) == (
-        "wanet (k 4, grid [1, 2])"
-    )
-    assert attack_words({}) == "unnamed"
-    assert len(attack_words({"name": "x", "mask": "m" * 900})) < 80

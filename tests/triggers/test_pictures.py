@@ -57,7 +57,7 @@ def test_sizes_agree(name: str) -> None:
 
 
 def test_unknown_names_list_the_known_ones() -> None:
-    with pytest.raises(TriggerError, match="'cat'.*kitten, dog"):
+    with pytest.raises(TriggerError, match=r"'cat'.*kitten, dog"):
         picture("cat", (32, 32))
 
 

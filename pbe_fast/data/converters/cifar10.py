@@ -6,6 +6,8 @@ The archive is read as a stream and nothing is extracted. The version for Python
 because it is made of pickles, which run code when they are loaded.
 """
 
+import gzip
+import io
 import tarfile
 import zlib
 from collections.abc import Iterable
@@ -24,6 +26,7 @@ _SIDE = 32
 _RECORD = 1 + 3 * _SIDE * _SIDE
 _RECORDS = 10_000  # in each official batch
 _CLASSES = 10
+_CHUNK = 1 << 20
 _NAMES = "batches.meta.txt"
 _MAX_NAMES_BYTES = 4096
 _FOLDER = "cifar-10-batches-bin"
@@ -101,7 +104,7 @@ def _from_archive(source: Path, wanted: Iterable[str]) -> dict[str, np.typing.ND
     needed = {*wanted, _NAMES}
     parts: dict[str, np.typing.NDArray[np.uint8]] = {}
     try:
-        with tarfile.open(source, "r|*") as archive:
+        with _opened(source) as stream, tarfile.open(fileobj=stream, mode="r|") as archive:
             for member in archive:
                 name = PurePosixPath(member.name).name
                 if name in ("data_batch_1", "batches.meta"):
@@ -117,11 +120,20 @@ def _from_archive(source: Path, wanted: Iterable[str]) -> dict[str, np.typing.ND
                 _check_size(name, member.size, where)
                 parts[name] = np.frombuffer(file.read(), np.uint8)
                 _check_size(name, len(parts[name]), where)
+            while stream.read(_CHUNK):  # gzip compares its checksum at the end
+                pass
     except (tarfile.TarError, EOFError, zlib.error, OSError) as error:
         raise ShardError(f"{source}: a damaged archive, or none ({error}). {_FETCH}") from error
     if missing := sorted(needed - parts.keys()):
         raise ShardError(f"{source}: {', '.join(missing)} is missing. {_FETCH}")
     return parts
+
+
+def _opened(source: Path) -> gzip.GzipFile | io.BufferedReader:
+    """The tar in the archive, unpacked as it is read if it is gzip-compressed."""
+    with source.open("rb") as file:
+        packed = file.read(2) == b"\x1f\x8b"
+    return gzip.open(source, "rb") if packed else source.open("rb")
 
 
 def _pickled(where: Path) -> ShardError:

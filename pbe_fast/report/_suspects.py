@@ -1,0 +1,95 @@
+"""``suspects.parquet`` of a run, read and checked for the report."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from pbe_fast.errors import RunDirectoryError
+
+__all__ = ["Suspect", "Suspects"]
+
+
+@dataclass(frozen=True)
+class Suspect:
+    """One row of the list of suspects; ``poisoned`` is None where the truth is not known."""
+
+    rank: int
+    key: str
+    shard: str
+    label: int
+    score: float
+    poisoned: bool | None
+
+
+@dataclass(frozen=True, eq=False)
+class Suspects:
+    """``suspects.parquet``: all scores, and the most suspicious rows.
+
+    Attributes:
+        scores: ``(N,)`` float64 cosines; NaN for quarantined images.
+        poisoned: ``(N,)`` bool, or None where the truth is not known.
+        worst: the rows of the lowest ranks, in order of rank, without quarantined ones.
+    """
+
+    scores: npt.NDArray[np.float64]
+    poisoned: npt.NDArray[np.bool_] | None
+    worst: tuple[Suspect, ...]
+
+    @classmethod
+    def load(cls, run_dir: Path, *, worst: int) -> "Suspects | None":
+        """Read ``suspects.parquet``; None if the run wrote none.
+
+        Raises:
+            RunDirectoryError: the file is damaged or lacks a column.
+        """
+        path = run_dir / "suspects.parquet"
+        if not path.exists():
+            return None
+        try:
+            table = pq.read_table(path)
+            scores = _column(table, "score", pa.float64()).to_numpy(zero_copy_only=False)
+            ranks = _column(table, "rank", pa.int64()).to_numpy(zero_copy_only=False)
+            rows = np.flatnonzero(np.isfinite(scores))
+            rows = rows[np.argsort(ranks[rows], kind="stable")[:worst]]
+            chosen = table.take(pa.array(rows, pa.int64()))
+            keys = _column(chosen, "key", pa.string()).to_pylist()
+            shards = _column(chosen, "shard", pa.string()).to_pylist()
+            labels = _column(chosen, "label", pa.int64()).to_pylist()
+            truth = None
+            if "poisoned" in table.column_names:
+                column = pc.fill_null(_column(table, "poisoned", pa.bool_()), False)
+                truth = column.to_numpy(zero_copy_only=False).astype(np.bool_)
+        except (OSError, KeyError, ValueError, pa.ArrowException) as error:
+            raise RunDirectoryError(
+                f"{path}: is not a list of suspects ({error}). Start the run again on the same "
+                "directory to write it anew, or move the file away to have a report without it."
+            ) from None
+        return cls(
+            scores,
+            truth,
+            tuple(
+                Suspect(
+                    rank=int(ranks[row]),
+                    key=str(key),
+                    shard=str(shard),
+                    label=int(label),
+                    score=float(scores[row]),
+                    poisoned=None if truth is None else bool(truth[row]),
+                )
+                for row, key, shard, label in zip(rows, keys, shards, labels, strict=True)
+            ),
+        )
+
+
+def _column(table: pa.Table, name: str, kind: pa.DataType) -> pa.ChunkedArray:
+    if name not in table.column_names:
+        raise KeyError(f"column {name!r} is missing")
+    column = table.column(name).cast(kind)
+    if column.null_count and name in ("rank", "label"):
+        raise ValueError(f"column {name!r} has {column.null_count} empty values")
+    return column

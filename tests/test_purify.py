@@ -1,0 +1,280 @@
+"""The purification job: stopping anywhere and going on ends in the same bytes."""
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from pbe_fast import PurifyConfig, TrainConfig, load_config, load_model, poison, purify, train
+from pbe_fast.config import PoisonConfig
+from pbe_fast.data.shards import write_shards
+from pbe_fast.data.signs import sign_names, signs
+from pbe_fast.errors import CheckpointError, ConfigError, RunDirectoryError
+
+CLASSES = 3
+RESULTS = ("purified.safetensors", "suspects.parquet")
+
+
+class Stop(BaseException):
+    """A kill: nothing in the library may catch it."""
+
+
+class StopAfter:
+    """A progress that kills the run after so many images of the phases that match."""
+
+    def __init__(self, images: int, phase: str = "") -> None:
+        self.images, self.wanted, self.name = images, phase, ""
+
+    def phase(self, name: str, total: int, done: int = 0) -> None:
+        self.name = name
+
+    def advance(self, images: int) -> None:
+        if self.wanted in self.name:
+            self.images -= images
+            if self.images < 0:
+                raise Stop
+
+    def say(self, text: str) -> None:
+        pass
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Clean and poisoned shards of drawn signs, and a model trained on them for an instant."""
+    root = tmp_path_factory.mktemp("world")
+    for split, per_class in (("train", 40), ("test", 10)):
+        write_shards(
+            signs(num_classes=CLASSES, per_class=per_class, size=16, seed=0, split=split),
+            root / split, classes=sign_names(CLASSES), shard_bytes=60_000,
+        )
+    poison(root / "train", root / "bad", PoisonConfig(image_size=16, target=1))
+    config = load_config(
+        TrainConfig, None, ["model.options.width=4", "data.image_size=16", "epochs=2",
+                            "batch_size=20", "precision=float32", "device=cpu"],
+        {"data.train": root / "bad", "data.test": root / "test",
+         "data.attack": root / "bad" / "attack.safetensors"},
+    )
+    train(config, root / "infected")
+    return root
+
+
+def _config(world: Path, method: str, *settings: str) -> PurifyConfig:
+    values: dict[str, Any] = {
+        "method": method,
+        "model.checkpoint": world / "infected" / "model.safetensors",
+        "data.train": world / "bad",
+        "data.truth": world / "bad" / "truth.parquet",
+        "data.test": world / "test",
+        "data.attack": world / "bad" / "attack.safetensors",
+    }
+    if method == "aft":
+        values |= {"data.clean": world / "train", "data.clean_fraction": 0.3}
+    base = [
+        "data.image_size=16", "precision=float32", "device=cpu", "checkpoint_seconds=0",
+        "adversary.steps=2", "eval_batch_size=50",
+        "aft.batch_size=10", "aft.epochs=3", "aft.adversarial_epochs=1",
+        "pbe.batch_size=10", "pbe.epochs=2", "pbe.adversarial_batches=2",
+        "pbe.initial_fraction=0.2",
+    ]  # fmt: skip
+    return load_config(PurifyConfig, None, [*base, *settings], values)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(world: Path) -> Callable[[str], Path]:
+    """The run directory of a run that nothing stopped, one for each method."""
+    done: dict[str, Path] = {}
+
+    def get(method: str) -> Path:
+        if method not in done:
+            done[method] = world / f"undisturbed-{method}"
+            purify(_config(world, method), done[method])
+        return done[method]
+
+    return get
+
+
+STOPS = [
+    ("aft", "infected: ACC, ASR", 0),
+    ("aft", "aft", 25),  # in an adversarial epoch
+    ("aft", "aft", 60),
+    ("aft", "score", 50),
+    ("pbe", "round 0", 10),
+    ("pbe", "round 1", 12),  # in its adversarial batches
+    ("pbe", "round 1", 45),
+    ("pbe", "score 2", 60),
+    ("pbe", "round 3", 150),
+]
+
+
+@pytest.mark.parametrize(("method", "phase", "images"), STOPS)
+def test_a_stopped_run_ends_in_the_same_bytes(
+    world: Path, tmp_path: Path, undisturbed: Callable[[str], Path], method: str, phase: str,
+    images: int,
+) -> None:
+    out = tmp_path / "run"
+    config = _config(world, method)
+    with pytest.raises(Stop):
+        purify(config, out, StopAfter(images, phase))
+    assert not (out / "metrics.json").exists()
+    purify(config, out)
+    expected = undisturbed(method)
+    for name in RESULTS:
+        assert (out / name).read_bytes() == (expected / name).read_bytes(), name
+    ours, theirs = (json.loads((d / "metrics.json").read_text()) for d in (out, expected))
+    for key in ("infected", "purified", "suspects", "rounds"):
+        assert ours[key] == theirs[key], key
+    lines = [
+        [{k: v for k, v in json.loads(line).items() if k != "images_per_second"} for line in text]
+        for text in (
+            (d / "metrics.jsonl").read_text().splitlines() for d in (out, expected)
+        )
+    ]
+    evaluations = [[x for x in side if x["event"] == "evaluation"] for side in lines]
+    assert evaluations[0] == evaluations[1]
+
+
+def test_a_run_that_is_stopped_at_every_turn_gets_there(
+    world: Path, tmp_path: Path, undisturbed: Callable[[str], Path]
+) -> None:
+    out, config, stops = tmp_path / "run", _config(world, "pbe"), 0
+    while not (out / "metrics.json").exists():
+        try:
+            purify(config, out, StopAfter(200))
+        except Stop:
+            stops += 1
+            assert stops < 60
+    assert stops > 3
+    for name in RESULTS:
+        assert (out / name).read_bytes() == (undisturbed("pbe") / name).read_bytes()
+
+
+def test_the_seed_matters(world: Path, tmp_path: Path, undisturbed: Callable[[str], Path]) -> None:
+    purify(_config(world, "aft", "seed=1"), tmp_path / "run")
+    name = "purified.safetensors"
+    ours, theirs = (tmp_path / "run" / name).read_bytes(), (undisturbed("aft") / name).read_bytes()
+    assert ours != theirs
+
+
+def test_a_finished_run_is_not_done_again(
+    world: Path, undisturbed: Callable[[str], Path]
+) -> None:
+    run = undisturbed("aft")
+    before = (run / "purified.safetensors").stat().st_mtime_ns
+    metrics = purify(_config(world, "aft"), run, StopAfter(0))
+    assert metrics == json.loads((run / "metrics.json").read_text())
+    assert (run / "purified.safetensors").stat().st_mtime_ns == before
+
+
+def test_another_configuration_is_refused(
+    world: Path, undisturbed: Callable[[str], Path]
+) -> None:
+    with pytest.raises(RunDirectoryError, match=r"adversary\.eps_255 was 6\.0, now 9\.0"):
+        purify(_config(world, "aft", "adversary.eps_255=9"), undisturbed("aft"))
+
+
+def test_what_a_run_leaves_behind(world: Path, undisturbed: Callable[[str], Path]) -> None:
+    run = undisturbed("pbe")
+    model = load_model(run / "purified.safetensors")
+    assert model.spec.num_classes == CLASSES
+    suspects = pq.read_table(run / "suspects.parquet")
+    assert suspects.column_names == ["key", "shard", "label", "score", "rank", "poisoned"]
+    scores = suspects["score"].to_numpy()
+    assert len(scores) == 120
+    assert (np.diff(scores) >= 0).all()
+    assert suspects["rank"].to_pylist() == list(range(120))
+    assert sum(suspects["poisoned"].to_pylist()) == 12
+    metrics = json.loads((run / "metrics.json").read_text())
+    assert [r["subset"] for r in metrics["rounds"]] == [24, 24, 60, 84]
+    assert set(metrics["seconds"]) == {"finetune", "finetune_adversarial", "score"}
+    assert (run / "report.html").exists()
+    assert not (run / "state.safetensors").exists()
+
+
+def test_aft_needs_no_training_set(world: Path, tmp_path: Path) -> None:
+    config = load_config(
+        PurifyConfig, None,
+        ["data.image_size=16", "precision=float32", "device=cpu", "aft.epochs=1",
+         "adversary.steps=1"],
+        {"model.checkpoint": world / "infected" / "model.safetensors",
+         "data.clean": world / "train"},
+    )  # fmt: skip
+    metrics = purify(config, tmp_path / "run")
+    assert metrics["method"] == "aft"
+    assert "suspects" not in metrics
+    assert not (tmp_path / "run" / "suspects.parquet").exists()
+    assert (tmp_path / "run" / "purified.safetensors").exists()
+
+
+def test_labels_of_the_purified_model_do_not_depend_on_the_test_set(
+    world: Path, tmp_path: Path, undisturbed: Callable[[str], Path]
+) -> None:
+    """Measuring must not leak into the result: without test data, the same weights."""
+    values = _config(world, "pbe").model_dump()
+    values["data"] |= {"test": None, "attack": None, "truth": None}
+    purify(PurifyConfig.model_validate(values), tmp_path / "run")
+    name = "purified.safetensors"
+    ours, theirs = (tmp_path / "run" / name).read_bytes(), (undisturbed("pbe") / name).read_bytes()
+    assert ours == theirs
+
+
+def _bad(world: Path) -> Iterator[tuple[dict[str, Any], type[Exception], str]]:
+    model = world / "infected" / "model.safetensors"
+    yield {"data.train": world / "bad"}, ConfigError, "model.checkpoint"
+    yield {"model.checkpoint": model}, ConfigError, "data.train"
+    yield {"model.checkpoint": model, "method": "aft"}, ConfigError, "data.clean"
+    yield (
+        {"model.checkpoint": model, "data.clean": world / "train", "data.truth": world / "x"},
+        ConfigError, "data.truth",
+    )
+    yield (
+        {"model.checkpoint": world / "nothing.safetensors", "data.train": world / "bad"},
+        CheckpointError, "nothing.safetensors",
+    )
+    yield (
+        {"model.checkpoint": model, "data.train": world / "bad",
+         "data.attack": world / "bad" / "attack.safetensors"},
+        ConfigError, "data.test",
+    )
+
+
+def test_bad_input_is_refused(world: Path, tmp_path: Path) -> None:
+    for index, (values, kind, text) in enumerate(_bad(world)):
+        config = load_config(PurifyConfig, None, ["data.image_size=16", "device=cpu"], values)
+        with pytest.raises(kind, match=text.replace(".", r"\.")):
+            purify(config, tmp_path / str(index))
+
+
+def test_another_number_of_classes_is_refused(world: Path, tmp_path: Path) -> None:
+    write_shards(
+        signs(num_classes=4, per_class=5, size=16, seed=0, split="train"), tmp_path / "four",
+        classes=sign_names(4),
+    )
+    config = load_config(
+        PurifyConfig, None, ["data.image_size=16", "device=cpu"],
+        {"model.checkpoint": world / "infected" / "model.safetensors",
+         "data.train": tmp_path / "four"},
+    )  # fmt: skip
+    with pytest.raises(ConfigError, match="3 classes"):
+        purify(config, tmp_path / "run")
+
+
+def test_training_that_is_stopped_ends_in_the_same_bytes(world: Path, tmp_path: Path) -> None:
+    settings = ["model.options.width=4", "data.image_size=16", "epochs=2", "batch_size=20",
+                "precision=float32", "device=cpu", "checkpoint_seconds=0"]  # fmt: skip
+    values = {"data.train": world / "bad", "data.test": world / "test"}
+    config = load_config(TrainConfig, None, settings, values)
+    with pytest.raises(Stop):
+        train(config, tmp_path / "run", StopAfter(150, "train"))
+    train(config, tmp_path / "run")
+    ours = (tmp_path / "run" / "model.safetensors").read_bytes()
+    assert ours == (world / "infected" / "model.safetensors").read_bytes()
+
+
+def test_purify_leaves_torch_randomness_alone(world: Path, tmp_path: Path) -> None:
+    before = torch.get_rng_state()
+    purify(_config(world, "aft", "aft.epochs=1"), tmp_path / "run")
+    assert torch.equal(before, torch.get_rng_state())
