@@ -29,5 +29,5 @@ def agreement(first: Tensor, second: Tensor) -> Tensor:
     # Scaling by the largest element keeps the squares of extreme logits finite.
     a = a / a.abs().amax(1, keepdim=True).clamp_min(_SMALLEST_NORMAL)
     b = b / b.abs().amax(1, keepdim=True).clamp_min(_SMALLEST_NORMAL)
-    norms = torch.linalg.vector_norm(a, dim=1) * torch.linalg.vector_norm(b, dim=1)
+    norms: Tensor = torch.linalg.vector_norm(a, dim=1) * torch.linalg.vector_norm(b, dim=1)
     return ((a * b).sum(1) / norms.clamp_min(1e-12)).clamp(-1.0, 1.0)

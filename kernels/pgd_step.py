@@ -56,8 +56,8 @@ def pgd_step_l2(
     over_sample = tuple(range(1, gradient.ndim))
     # Dividing by the largest element first keeps the squares of tiny gradients from vanishing.
     gradient = gradient / gradient.abs().amax(over_sample, keepdim=True).clamp_min(_SMALLEST_NORMAL)
-    norm = torch.linalg.vector_norm(gradient, dim=over_sample, keepdim=True)
+    norm: Tensor = torch.linalg.vector_norm(gradient, dim=over_sample, keepdim=True)
     moved = perturbation + step * gradient / norm.clamp_min(_TINY)
-    length = torch.linalg.vector_norm(moved, dim=over_sample, keepdim=True)
+    length: Tensor = torch.linalg.vector_norm(moved, dim=over_sample, keepdim=True)
     moved = moved * (eps / length.clamp_min(_TINY)).clamp_max(1.0)
     return (clean + moved).clamp(0.0, 1.0) - clean

@@ -5,12 +5,21 @@ apart before anything runs.
 """
 
 import difflib
+import re
+import reprlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
 
 from pbe_fast.errors import ConfigError
 
@@ -27,10 +36,22 @@ __all__ = [
 ]
 
 Fraction = float
+_MAX_SEED = 2**63 - 1  # torch takes no larger one
 
 
 class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False
+    )
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_truth_for_a_number(cls, value: object, info: ValidationInfo) -> object:
+        """YAML reads ``steps: yes`` as true, which would pass as the number 1."""
+        field = cls.model_fields[info.field_name or ""]
+        if isinstance(value, bool) and field.annotation is not bool:
+            raise ValueError("true or false makes no sense here")
+        return value
 
 
 class ModelConfig(_Strict):
@@ -43,6 +64,14 @@ class ModelConfig(_Strict):
     checkpoint: Path | None = Field(None, description="the weights to purify")
     mean: tuple[float, float, float] | None = None
     std: tuple[float, float, float] | None = None
+
+    @field_validator("options")
+    @classmethod
+    def _in_one_order(
+        cls, options: dict[str, int | float | str | bool]
+    ) -> dict[str, int | float | str | bool]:
+        """Equal configurations give equal text."""
+        return dict(sorted(options.items()))
 
 
 class DataConfig(_Strict):
@@ -91,7 +120,7 @@ class PbeConfig(_SgdConfig):
 
     lr: float = Field(0.01, gt=0)
     initial_fraction: Fraction = Field(0.05, gt=0, le=1, description="random first subset")
-    keep: tuple[Fraction, ...] = Field(
+    keep: tuple[Annotated[Fraction, Field(gt=0, le=1)], ...] = Field(
         (0.2, 0.5, 0.7), description="share of the training set in rounds 1, 2, 3"
     )
     epochs: int = Field(10, ge=1, description="of each round")
@@ -109,7 +138,7 @@ class PurifyConfig(_Strict):
     adversary: AdversaryConfig = AdversaryConfig()
     aft: AftConfig = AftConfig()
     pbe: PbeConfig = PbeConfig()
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, le=_MAX_SEED)
     device: str = "auto"
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     eval_batch_size: int = Field(512, ge=1)
@@ -133,7 +162,7 @@ class TrainConfig(_Strict):
     lr: float = Field(0.1, gt=0)
     momentum: float = Field(0.9, ge=0, lt=1)
     weight_decay: float = Field(5e-4, ge=0)
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, le=_MAX_SEED)
     device: str = "auto"
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     eval_batch_size: int = Field(512, ge=1)
@@ -161,7 +190,7 @@ class PoisonConfig(_Strict):
     strength: float = Field(0.5, gt=0, description="wanet")
     generator_steps: int = Field(1500, ge=1, description="input_aware: training steps")
     generator_images: int = Field(20000, ge=6, description="input_aware: images trained on")
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, le=_MAX_SEED)
     device: str = "auto"
     shard_bytes: int = Field(256 * 2**20, ge=1024)
 
@@ -194,9 +223,10 @@ def load_config(
         if not equals or not key:
             raise ConfigError(f"--set {setting!r}: write it as key=value, such as pbe.lr=0.005.")
         try:
-            _put(tree, key, yaml.safe_load(text))
-        except yaml.YAMLError as error:
+            value = _parse_yaml(text)
+        except (yaml.YAMLError, ValueError, RecursionError) as error:
             raise ConfigError(f"--set {setting!r}: the value is no YAML ({error}).") from error
+        _put(tree, key, value)
     for key, value in (values or {}).items():
         if value is not None:
             _put(tree, key, value)
@@ -212,12 +242,38 @@ def dump_config(config: BaseModel) -> str:
     return text
 
 
+class _Yaml(yaml.SafeLoader):
+    """Plain values only, as ``yaml.safe_load``, with two traps taken out."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """Refuse a key that stands twice; the first one would be lost in silence."""
+        seen = set()
+        for key, _ in node.value:
+            if key.tag != "tag:yaml.org,2002:merge" and isinstance(key, yaml.ScalarNode):
+                if key.value in seen:
+                    raise yaml.constructor.ConstructorError(
+                        None, None, f"the key {key.value!r} stands twice", key.start_mark
+                    )
+                seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+# YAML 1.1 takes 1e-3 for text, for want of a dot; nobody who writes a learning rate does.
+_Yaml.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+[eE][-+]?[0-9]+$"), list("-+0123456789")
+)
+
+
+def _parse_yaml(text: str) -> Any:
+    return yaml.load(text, Loader=_Yaml)  # a SafeLoader
+
+
 def _read_yaml(file: Path) -> dict[str, Any]:
     try:
-        tree = yaml.safe_load(file.read_text(encoding="utf-8"))
+        tree = _parse_yaml(file.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise ConfigError(f"{file}: there is no such configuration file.") from error
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, yaml.YAMLError, ValueError, RecursionError) as error:
         raise ConfigError(f"{file}: cannot be read as YAML ({error}).") from error
     if tree is None:
         return {}
@@ -236,21 +292,56 @@ def _put(tree: dict[str, Any], dotted: str, value: object) -> None:
     tree[last] = value
 
 
+_SHORT = reprlib.Repr()  # an alias in YAML may stand for a value of any size
+_SHORT.maxstring = _SHORT.maxother = 200
+# What other programs call it.
+_OTHER_NAMES = {
+    "learning_rate": "lr",
+    "eps": "eps_255",
+    "epsilon": "eps_255",
+    "step_size": "step_255",
+    "alpha": "step_255",
+    "num_steps": "steps",
+    "num_epochs": "epochs",
+    "bs": "batch_size",
+    "wd": "weight_decay",
+}
+
+
 def _explain(kind: type[BaseModel], error: ValidationError, file: Path | None) -> str:
-    lines = []
+    lines: dict[str, str] = {}
+    known = _known_keys(kind)
     for problem in error.errors():
-        where = ".".join(str(part) for part in problem["loc"])
+        parts = [str(part) for part in problem["loc"]]
+        where = ".".join(parts)
         if problem["type"] == "extra_forbidden":
-            known = _known_keys(kind)
-            near = difflib.get_close_matches(where, known, n=1, cutoff=0.5) or [
-                key for key in known if key.split(".")[-1] == where.split(".")[-1]
-            ]
-            hint = f"; did you mean {near[0]}?" if near else ""
-            lines.append(f"unknown key {where}{hint}")
+            near = _nearest(where, known)
+            lines[where] = f"unknown key {where}{f'; did you mean {near}?' if near else ''}"
+        elif parts[:2] == ["model", "options"] and len(parts) > 2:
+            where = ".".join(parts[:3])  # one problem for each type that it could be
+            what = _SHORT.repr(problem["input"])
+            lines[where] = f"{where} = {what}: give a finite number, a text, true or false"
         else:
-            lines.append(f"{where} = {problem['input']!r}: {problem['msg']}")
+            message = problem["msg"].removeprefix("Value error, ")
+            lines[where] = f"{where or 'it'} = {_SHORT.repr(problem['input'])}: {message}"
     place = f"{file}: " if file else ""
-    return f"{place}configuration: " + "; ".join(lines) + "."
+    return f"{place}configuration: " + "; ".join(lines.values()) + "."
+
+
+def _nearest(where: str, known: Sequence[str]) -> str:
+    """The known key, or keys, that an unknown one probably means; empty if none comes near."""
+    group, _, last = where.rpartition(".")
+    siblings = {key.rpartition(".")[2]: key for key in known if key.rpartition(".")[0] == group}
+    for name in (last, _OTHER_NAMES.get(last, last)):
+        if name in siblings:
+            return siblings[name]
+        elsewhere = [key for key in known if key.rpartition(".")[2] == name]
+        if elsewhere:
+            return " or ".join(elsewhere)
+    near = difflib.get_close_matches(last, siblings, n=1, cutoff=0.5)
+    if near:
+        return siblings[near[0]]
+    return "".join(difflib.get_close_matches(where, known, n=1, cutoff=0.5))
 
 
 def _known_keys(kind: type[BaseModel], prefix: str = "") -> list[str]:

@@ -13,6 +13,7 @@ from pbe_fast.device import choose_device
 from pbe_fast.errors import ConfigError
 from pbe_fast.models import ModelSpec, create_model, load_model, save_model
 from pbe_fast.progress import Clock, Progress, Silent
+from pbe_fast.report import write_report
 from pbe_fast.run_directory import RunDirectory, versions
 from pbe_fast.training import Position, Stage, fit
 
@@ -149,6 +150,7 @@ def train(config: TrainConfig, out: Path, progress: Progress | None = None) -> d
         }
         run.finish(metrics)
         log.info("finished: %s", metrics.get("test"))
+    write_report(out)
     return metrics
 
 

@@ -53,9 +53,10 @@ class L2:
         """Uniform in the ball: a Gaussian direction, and a radius of eps * u^(1 / dimension)."""
         count, dimension = len(clean), clean[0].numel() if len(clean) else 1
         rows = [numpy_generator(seed, "start-l2", int(i)).standard_normal(dimension) for i in ids]
-        direction = torch.from_numpy(np.stack(rows) if rows else np.zeros((0, dimension)))
+        gauss = np.stack(rows) if rows else np.zeros((0, dimension))
+        direction = torch.from_numpy(gauss)  # (N, dimension)
         radius = torch.from_numpy(uniform(ids.cpu().numpy(), 1, seed, "radius-l2"))
-        ball = direction / direction.norm(dim=1, keepdim=True) * radius ** (1 / dimension)
+        ball: Tensor = direction / direction.norm(dim=1, keepdim=True) * radius ** (1 / dimension)
         noise = (ball * self.eps).reshape(count, *clean.shape[1:]).to(clean)
         return (clean + noise).clamp(0, 1) - clean
 

@@ -1,7 +1,8 @@
 """From a decoded image of any size to a square one, with or without augmentation.
 
 - ``none``: up to 64 pixels the image is resized to the square; above, its shorter side is
-  resized to size / 0.875 and the centre is cut out (the usual ImageNet evaluation).
+  resized to size / 0.875 and the centre is cut out (the usual ImageNet evaluation). An image
+  that has the size already is taken as it is.
 - ``crop_rotate`` (the paper's, for 32x32): as ``none``, then a random crop after padding by an
   eighth of the side (4 at 32) with black, and a rotation by up to 10 degrees.
 - ``resized_crop`` (for 224x224): a random area of 25 to 100 % with aspect 3/4 to 4/3, resized,
@@ -28,6 +29,7 @@ __all__ = ["Augment", "View", "crop_rotate"]
 
 Augment = Literal["none", "crop_rotate", "resized_crop"]
 Pixels = npt.NDArray[np.uint8]
+Box = tuple[float, float, float, float]  # left, top, right, bottom, in pixels
 
 SMALL = 64  # pixels; up to here an image is taken whole
 _EVAL_RATIO = 0.875
@@ -106,9 +108,7 @@ def crop_rotate(images: Tensor, draws: Tensor) -> Tensor:
     return turned.round_().clamp_(0, 255).to(torch.uint8)
 
 
-def _random_box(
-    height: int, width: int, draws: npt.NDArray[np.float64]
-) -> tuple[float, float, float, float]:
+def _random_box(height: int, width: int, draws: npt.NDArray[np.float64]) -> Box:
     """A random area and aspect inside the image (Szegedy et al., 2015), cut to fit."""
     area = height * width * (0.25 + 0.75 * draws[0])
     aspect = math.exp((2 * draws[1] - 1) * math.log(4 / 3))
@@ -118,7 +118,7 @@ def _random_box(
     return left, top, left + box_width, top + box_height
 
 
-def _resize(pixels: Pixels, size: tuple[int, int], box: tuple[float, ...]) -> Pixels:
+def _resize(pixels: Pixels, size: tuple[int, int], box: Box) -> Pixels:
     image = Image.fromarray(pixels)
     resized = image.resize((size[1], size[0]), Image.Resampling.BILINEAR, box=box)
     return np.asarray(resized, np.uint8)

@@ -7,6 +7,7 @@ epoch for free.
 """
 
 import json
+import math
 import os
 import warnings
 from collections.abc import Iterator, Sequence
@@ -20,12 +21,13 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from pbe_fast._files import write_bytes
 from pbe_fast.data.augment import SMALL, View
 from pbe_fast.data.decode import decode_rgb
 from pbe_fast.data.manifest import Manifest
 from pbe_fast.data.order import batches
 from pbe_fast.data.shards import ShardReader, require_intact
-from pbe_fast.errors import ImageError, QuarantineError
+from pbe_fast.errors import ImageError, QuarantineError, ShardError
 
 __all__ = ["Batch", "ImageData", "Quarantine"]
 
@@ -44,14 +46,36 @@ class Batch(NamedTuple):
 class Quarantine:
     """Samples that cannot be decoded: noted, left out, and counted against a budget.
 
+    Each sample counts once, however often it is met, also over a stop and a new start: what
+    ``path`` holds already is read back.
+
     Attributes:
         path: a JSON line for each such sample is appended here; None keeps them in memory.
         budget: the share of a data set that may be undecodable before the run stops.
+        reasons: what is wrong, by data set, shard and key.
     """
 
     path: Path | None = None
     budget: float = 0.001
-    reasons: dict[tuple[str, int], str] = field(default_factory=dict)
+    reasons: dict[tuple[str, str, str], str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.path is not None and self.path.exists():
+            self._read_back(self.path)
+
+    def _read_back(self, path: Path) -> None:
+        content = path.read_bytes()
+        whole = content[: content.rfind(b"\n") + 1]
+        if whole != content:  # a stop in the middle of a line
+            write_bytes(path, whole)
+        for text in whole.splitlines():
+            try:
+                line = json.loads(text)
+                self.reasons[str(line["data"]), str(line["shard"]), str(line["key"])] = str(
+                    line["reason"]
+                )
+            except (ValueError, KeyError, TypeError):
+                continue  # not a line of ours; it says nothing about a sample
 
     def add(self, manifest: Manifest, failures: Sequence[tuple[int, str]]) -> None:
         """Note failures.
@@ -61,27 +85,24 @@ class Quarantine:
         """
         name = str(manifest.root)
         for sample_id, reason in failures:
-            if (name, sample_id) in self.reasons:
+            shard = manifest.shards[int(manifest.shard_index[sample_id])].name
+            key = manifest.keys[sample_id].as_py()
+            if (name, shard, key) in self.reasons:
                 continue
-            self.reasons[name, sample_id] = reason
+            self.reasons[name, shard, key] = reason
             if self.path is not None:
-                line = {
-                    "data": name,
-                    "shard": manifest.shards[int(manifest.shard_index[sample_id])].name,
-                    "key": manifest.keys[sample_id].as_py(),
-                    "reason": reason,
-                }
+                line = {"data": name, "shard": shard, "key": key, "reason": reason}
                 with self.path.open("a", encoding="utf-8") as file:
                     file.write(json.dumps(line) + "\n")
-        bad = [(i, why) for (data, i), why in self.reasons.items() if data == name]
-        allowed = int(self.budget * len(manifest))
+        bad = [(*place, why) for (data, *place), why in self.reasons.items() if data == name]
+        allowed = math.floor(self.budget * len(manifest) + 1e-9)  # 0.29 * 100 is 28.999...
         if len(bad) > allowed:
-            first = "; ".join(f"{manifest.describe(i)} ({why})" for i, why in bad[:3])
+            first = "; ".join(f"{shard}: {key} ({why})" for shard, key, why in bad[:3])
             where = f" All are listed in {self.path}." if self.path else ""
             raise QuarantineError(
                 f"{name}: {len(bad)} undecodable images, but the budget is {allowed} of "
                 f"{len(manifest)} ({self.budget:.2%}). First: {first}.{where} Mend the shards, or "
-                "raise data.quarantine_budget."
+                "raise data.quarantine_budget; then begin again in a new folder."
             )
 
 
@@ -116,13 +137,14 @@ class ImageData:
 
         Args:
             path: the folder of the shards or the manifest itself.
-            digests: read every shard once and compare its SHA-256; else compare sizes alone.
+            digests: read every shard once and compare its SHA-256 and its members; else compare
+                the sizes of the files alone.
 
         Raises:
             ShardError: something is missing or changed.
         """
         manifest = Manifest.load(path)
-        require_intact(manifest, digests=digests)
+        require_intact(manifest, digests=digests, members=digests)
         return cls(manifest, size, workers, quarantine or Quarantine())
 
     @property
@@ -145,20 +167,24 @@ class ImageData:
         reader = _BatchReader(self.manifest, view or View(self.size))
         cut = batches(order, batch_size)
         workers = min(self._worker_count(), len(cut))
+        loader = DataLoader(
+            reader,
+            sampler=cut,
+            batch_size=None,
+            num_workers=workers,
+            worker_init_fn=_single_thread if workers else None,
+            generator=torch.Generator(),  # else the loader draws from the global one
+        )
         with warnings.catch_warnings():
-            # Workers are forked before they start threads of their own.
+            # Workers are forked, here, before they start threads of their own.
             warnings.filterwarnings("ignore", message=".*fork.*", category=DeprecationWarning)
-            loader = DataLoader(
-                reader,
-                sampler=cut,
-                batch_size=None,
-                num_workers=workers,
-                worker_init_fn=_single_thread if workers else None,
-            )
-            for images, labels, ids, failures in loader:
-                if failures:
-                    self.quarantine.add(self.manifest, failures)
-                yield Batch(images, labels, ids)
+            loaded = iter(loader)
+        for images, labels, ids, failures, broken in loaded:
+            if broken is not None:
+                raise ShardError(broken)
+            if failures:
+                self.quarantine.add(self.manifest, failures)
+            yield Batch(images, labels, ids)
 
     def _worker_count(self) -> int:
         if self.workers is not None:
@@ -167,7 +193,17 @@ class ImageData:
         return 0 if self.size <= SMALL else min(16, max(1, cores - 1))
 
 
-class _BatchReader(Dataset[tuple[Tensor, Tensor, Tensor, list[tuple[int, str]]]]):
+class _Loaded(NamedTuple):
+    """What a worker hands back; its errors are text, as torch would wrap a traceback around."""
+
+    images: Tensor
+    labels: Tensor
+    ids: Tensor
+    failures: list[tuple[int, str]]
+    broken: str | None = None  # the message of a ShardError
+
+
+class _BatchReader(Dataset[_Loaded]):
     """Reads and decodes one batch; runs inside the workers."""
 
     def __init__(self, manifest: Manifest, view: View) -> None:
@@ -175,7 +211,7 @@ class _BatchReader(Dataset[tuple[Tensor, Tensor, Tensor, list[tuple[int, str]]]]
         self.reader = ShardReader(manifest)
         self.view = view
 
-    def __getitem__(self, ids: Ids) -> tuple[Tensor, Tensor, Tensor, list[tuple[int, str]]]:
+    def __getitem__(self, ids: Ids) -> _Loaded:
         size = self.view.size
         pixels = np.empty((len(ids), size, size, 3), np.uint8)
         good: list[int] = []
@@ -186,12 +222,15 @@ class _BatchReader(Dataset[tuple[Tensor, Tensor, Tensor, list[tuple[int, str]]]]
             except ImageError as error:
                 failures.append((sample_id, str(error)))
                 continue
+            except ShardError as error:
+                nothing = torch.empty(0)
+                return _Loaded(nothing, nothing, nothing, [], str(error))
             pixels[len(good)] = self.view.image(image, sample_id)
             good.append(sample_id)
         kept = np.array(good, np.int64)
         images = torch.from_numpy(pixels[: len(good)]).permute(0, 3, 1, 2).contiguous()
         labels = torch.from_numpy(self.labels[kept].astype(np.int64))
-        return self.view.batch(images, kept), labels, torch.from_numpy(kept), failures
+        return _Loaded(self.view.batch(images, kept), labels, torch.from_numpy(kept), failures)
 
 
 def _single_thread(_worker: int) -> None:

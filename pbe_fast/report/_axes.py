@@ -36,6 +36,7 @@ def starts(lengths: Mapping[int, float]) -> dict[int, float]:
 
 
 def epoch_ticks(axes: Axes, unit: str) -> None:
+    """Whole numbers along the x axis, and its name."""
     axes.xaxis.set_major_locator(MaxNLocator(8, integer=True, steps=[1, 2, 5, 10]))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.set_xlabel(unit, color=INK, labelpad=6)
@@ -85,6 +86,7 @@ def above(axes: Axes, text: str) -> None:
 
 
 def legend(axes: Axes, handles: Sequence[Line2D | Patch]) -> None:
+    """What the marks mean, above the axes at the right."""
     figure_area = axes.figure.transFigure
     axes.legend(
         handles=list(handles),
@@ -126,5 +128,6 @@ def thin(
 
 
 def spans_decades(values: Sequence[float]) -> bool:
+    """Whether a log scale shows more; outliers at both ends do not decide."""
     high, low = np.percentile(values, [98, 2])
     return bool(high > 60 * low)

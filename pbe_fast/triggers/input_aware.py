@@ -198,7 +198,7 @@ def train_input_aware(
         if step >= warm_up:
             maker_sgd.step()
         if on_step is not None:
-            on_step(step + 1, float(loss))
+            on_step(step + 1, float(loss.detach()))
     return InputAware(
         trigger.pattern.eval().cpu().requires_grad_(False),
         trigger.mask.eval().cpu().requires_grad_(False),
@@ -227,12 +227,14 @@ def _joint_loss(
     with device.autocast():
         logits = classifier(inputs)
     apart = (x[:third] - x[third : 2 * third]).square().mean((1, 2, 3)).sqrt()
-    drawn = (patterns[:third] - patterns[third:]).square().mean((1, 2, 3)).sqrt()
+    # Equal images get equal patterns, and the slope of the root at 0 is infinite.
+    drawn = (patterns[:third] - patterns[third:]).square().mean((1, 2, 3)).clamp_min(1e-12).sqrt()
     diversity = (apart / (drawn + 1e-3)).mean()
     covered = masks.mean((1, 2, 3))
     sparsity = functional.relu(covered - plan.density).mean()
-    return (
+    loss: Tensor = (
         functional.cross_entropy(logits.float(), wanted)
         + plan.diversity * diversity
         + plan.sparsity * sparsity
     )
+    return loss

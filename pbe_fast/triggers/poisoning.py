@@ -143,6 +143,9 @@ def poison(
     """
     progress = progress or Silent()
     data = ImageData.open(source, config.image_size)
+    if overwrite:  # the shards' writer replaces nothing but shards
+        for name in (ATTACK_NAME, TRUTH_NAME):
+            (out / name).unlink(missing_ok=True)
     attack = make_attack(config, data, progress)
     chosen = plan(data.manifest.labels, attack, config.rate, config.seed)
     progress.phase("write poisoned shards", len(data.manifest))
@@ -187,10 +190,12 @@ def _set_aside(out: Path, overwrite: bool) -> Iterator[None]:
 
     Shards replace a folder of shards and nothing else, so that no other file is ever lost.
     """
-    moved = {}
-    for name in (ATTACK_NAME, TRUTH_NAME) if overwrite else ():
-        if (out / name).is_file():
-            moved[out / name] = out.with_name(f".{out.name}.{name}.replaced")
+    folder = out.resolve()  # a link may lead to another file system
+    moved = {
+        folder / name: folder.with_name(f".{folder.name}.{name}.replaced")
+        for name in (ATTACK_NAME, TRUTH_NAME)
+        if overwrite and (folder / name).is_file()
+    }
     for path, aside in moved.items():
         path.rename(aside)
     try:
