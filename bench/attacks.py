@@ -11,6 +11,7 @@ but collect what is there into JSON.
 import argparse
 import json
 import platform
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ WIDTH = 16
 EPOCHS = 8
 CLEAN_FRACTION = 0.05
 BENIGN = "benign"
+METHODS = ("aft", "pbe")
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,7 @@ CELLS = {
 }
 
 
-def run_cell(folder: Path, cell: Cell, device: str) -> None:
+def run_cell(folder: Path, cell: Cell, device: str, methods: Sequence[str] = METHODS) -> None:
     """Poison, train, and purify by both methods; whatever is finished is left alone."""
     with progress_bars(Console()) as progress:
         infected = cell.attack != BENIGN
@@ -79,7 +81,8 @@ def run_cell(folder: Path, cell: Cell, device: str) -> None:
             "device": device,
         }
         clean = {"data.clean": folder / "train", "data.clean_fraction": CLEAN_FRACTION}
-        for method, extra in (("aft", clean), ("pbe", {})):
+        for method in methods:
+            extra = clean if method == "aft" else {}
             config = load_config(PurifyConfig, values={**common, **extra, "method": method})
             purify(config, folder / f"{method}-{cell.attack}", progress)
 
@@ -89,7 +92,7 @@ def collect(folder: Path) -> dict[str, Any]:
     rows: dict[str, Any] = {}
     for name, cell in CELLS.items():
         row: dict[str, Any] = {"settings": cell.settings, "epochs": cell.epochs}
-        for part in ("model", "aft", "pbe"):
+        for part in ("model", *METHODS):
             file = folder / f"{part}-{name}" / "metrics.json"
             if file.exists():
                 row[part] = json.loads(file.read_text(encoding="utf-8"))
@@ -105,6 +108,7 @@ def main() -> None:
     )
     parser.add_argument("folder", type=Path)
     parser.add_argument("--only", choices=list(CELLS), nargs="*", default=list(CELLS))
+    parser.add_argument("--methods", choices=METHODS, nargs="*", default=METHODS)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--device", default="auto")
     parser.add_argument("--table", action="store_true", help="collect alone, run nothing")
@@ -112,7 +116,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     for name in [] if options.table else options.only:
-        run_cell(options.folder, CELLS[name], options.device)
+        run_cell(options.folder, CELLS[name], options.device, options.methods)
     content = {
         "command": "python -m bench.attacks runs/gtsrb",
         "data": "GTSRB, 32x32, 43 classes, 39,209 training and 12,630 test images",

@@ -21,7 +21,7 @@ def warp(images: Tensor, grid: Tensor) -> Tensor:
         grid: ``(H, W, 2)`` or ``(N, H, W, 2)``, the x and y to read for each pixel.
 
     Returns:
-        ``(N, 3, H, W)``, same dtype as ``images``.
+        ``(N, 3, H, W)``, same dtype as ``images``, in [0, 1] but for one rounding of the weights.
     """
     if grid.ndim == 3:
         grid = grid.expand(len(images), *grid.shape)

@@ -4,14 +4,10 @@ A configuration is data at the edge: it is checked whole, kept with the result, 
 apart before anything runs.
 """
 
-import difflib
-import re
-import reprlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-import yaml
 from pydantic import (
     BaseModel,
     ConfigDict,
@@ -21,6 +17,8 @@ from pydantic import (
     field_validator,
 )
 
+from pbe_fast._config_errors import explain, short
+from pbe_fast._yaml import YAML_ERRORS, dump_yaml, parse_yaml
 from pbe_fast.errors import ConfigError
 
 __all__ = [
@@ -219,13 +217,14 @@ def load_config(
     if file is not None:
         tree = _read_yaml(file)
     for setting in settings:
+        shown = short(setting)
         key, equals, text = setting.partition("=")
         if not equals or not key:
-            raise ConfigError(f"--set {setting!r}: write it as key=value, such as pbe.lr=0.005.")
+            raise ConfigError(f"--set {shown}: write it as key=value, such as pbe.lr=0.005.")
         try:
-            value = _parse_yaml(text)
-        except (yaml.YAMLError, ValueError, RecursionError) as error:
-            raise ConfigError(f"--set {setting!r}: the value is no YAML ({error}).") from error
+            value = parse_yaml(text)
+        except YAML_ERRORS as error:
+            raise ConfigError(f"--set {shown}: the value is no YAML ({error}).") from error
         _put(tree, key, value)
     for key, value in (values or {}).items():
         if value is not None:
@@ -233,47 +232,20 @@ def load_config(
     try:
         return kind.model_validate(tree)
     except ValidationError as error:
-        raise ConfigError(_explain(kind, error, file)) from error
+        raise ConfigError(explain(kind, error, file)) from error
 
 
 def dump_config(config: BaseModel) -> str:
     """A configuration as YAML; equal configurations give equal text."""
-    text: str = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
-    return text
-
-
-class _Yaml(yaml.SafeLoader):
-    """Plain values only, as ``yaml.safe_load``, with two traps taken out."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        """Refuse a key that stands twice; the first one would be lost in silence."""
-        seen = set()
-        for key, _ in node.value:
-            if key.tag != "tag:yaml.org,2002:merge" and isinstance(key, yaml.ScalarNode):
-                if key.value in seen:
-                    raise yaml.constructor.ConstructorError(
-                        None, None, f"the key {key.value!r} stands twice", key.start_mark
-                    )
-                seen.add(key.value)
-        return super().construct_mapping(node, deep)
-
-
-# YAML 1.1 takes 1e-3 for text, for want of a dot; nobody who writes a learning rate does.
-_Yaml.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+[eE][-+]?[0-9]+$"), list("-+0123456789")
-)
-
-
-def _parse_yaml(text: str) -> Any:
-    return yaml.load(text, Loader=_Yaml)  # a SafeLoader
+    return dump_yaml(config.model_dump(mode="json"))
 
 
 def _read_yaml(file: Path) -> dict[str, Any]:
     try:
-        tree = _parse_yaml(file.read_text(encoding="utf-8"))
+        tree = parse_yaml(file.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise ConfigError(f"{file}: there is no such configuration file.") from error
-    except (OSError, yaml.YAMLError, ValueError, RecursionError) as error:
+    except (OSError, *YAML_ERRORS) as error:
         raise ConfigError(f"{file}: cannot be read as YAML ({error}).") from error
     if tree is None:
         return {}
@@ -290,65 +262,3 @@ def _put(tree: dict[str, Any], dotted: str, value: object) -> None:
             raise ConfigError(f"{dotted}: {parent} is a value, not a group of keys.")
         tree = child
     tree[last] = value
-
-
-_SHORT = reprlib.Repr()  # an alias in YAML may stand for a value of any size
-_SHORT.maxstring = _SHORT.maxother = 200
-# What other programs call it.
-_OTHER_NAMES = {
-    "learning_rate": "lr",
-    "eps": "eps_255",
-    "epsilon": "eps_255",
-    "step_size": "step_255",
-    "alpha": "step_255",
-    "num_steps": "steps",
-    "num_epochs": "epochs",
-    "bs": "batch_size",
-    "wd": "weight_decay",
-}
-
-
-def _explain(kind: type[BaseModel], error: ValidationError, file: Path | None) -> str:
-    lines: dict[str, str] = {}
-    known = _known_keys(kind)
-    for problem in error.errors():
-        parts = [str(part) for part in problem["loc"]]
-        where = ".".join(parts)
-        if problem["type"] == "extra_forbidden":
-            near = _nearest(where, known)
-            lines[where] = f"unknown key {where}{f'; did you mean {near}?' if near else ''}"
-        elif parts[:2] == ["model", "options"] and len(parts) > 2:
-            where = ".".join(parts[:3])  # one problem for each type that it could be
-            what = _SHORT.repr(problem["input"])
-            lines[where] = f"{where} = {what}: give a finite number, a text, true or false"
-        else:
-            message = problem["msg"].removeprefix("Value error, ")
-            lines[where] = f"{where or 'it'} = {_SHORT.repr(problem['input'])}: {message}"
-    place = f"{file}: " if file else ""
-    return f"{place}configuration: " + "; ".join(lines.values()) + "."
-
-
-def _nearest(where: str, known: Sequence[str]) -> str:
-    """The known key, or keys, that an unknown one probably means; empty if none comes near."""
-    group, _, last = where.rpartition(".")
-    siblings = {key.rpartition(".")[2]: key for key in known if key.rpartition(".")[0] == group}
-    for name in (last, _OTHER_NAMES.get(last, last)):
-        if name in siblings:
-            return siblings[name]
-        elsewhere = [key for key in known if key.rpartition(".")[2] == name]
-        if elsewhere:
-            return " or ".join(elsewhere)
-    near = difflib.get_close_matches(last, siblings, n=1, cutoff=0.5)
-    if near:
-        return siblings[near[0]]
-    return "".join(difflib.get_close_matches(where, known, n=1, cutoff=0.5))
-
-
-def _known_keys(kind: type[BaseModel], prefix: str = "") -> list[str]:
-    keys = []
-    for name, info in kind.model_fields.items():
-        keys.append(prefix + name)
-        annotation = info.annotation
-        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-            keys += _known_keys(annotation, f"{prefix}{name}.")
-    return keys

@@ -1,8 +1,10 @@
 """What a person sees while a job runs: bars on a terminal, lines in a log."""
 
+import math
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any
 
 from rich.console import Console
@@ -20,7 +22,7 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-__all__ = ["ConsoleProgress", "percent", "progress_bars", "result_table"]
+__all__ = ["ConsoleProgress", "percent", "printable", "progress_bars", "result_table"]
 
 _PASSING = "curve"  # a phase that comes and goes inside others; its bar is not kept
 _LINE_SECONDS = 30.0
@@ -41,6 +43,7 @@ class ConsoleProgress:
         self.console, self.bars = console, bars
         self.tasks: dict[str, TaskID] = {}
         self.name, self.total, self.done = "", 0, 0
+        self.first = 0  # what was done when the phase began here, which tells nothing of speed
         self.began = self.spoken = time.monotonic()
 
     def phase(self, name: str, total: int, done: int = 0) -> None:
@@ -55,9 +58,9 @@ class ConsoleProgress:
                 self.tasks[name] = self.bars.add_task(name, total=total, completed=done)
         elif name not in (self.name, _PASSING) and name not in self.tasks:
             self.tasks[name] = TaskID(len(self.tasks))
-            self.console.print(f"{name}: {total:,} images", highlight=False)
+            self._line(f"{name}: {total:,} images" + (f", {done:,} done already" if done else ""))
         if name != self.name:
-            self.began = self.spoken = time.monotonic()
+            self.began, self.first = time.monotonic(), done
         self.name, self.total, self.done = name, total, done
 
     def advance(self, images: int) -> None:
@@ -65,13 +68,21 @@ class ConsoleProgress:
         self.done += images
         if self.bars is not None:
             self.bars.advance(self.tasks[self.name], images)
-        elif time.monotonic() - self.spoken > _LINE_SECONDS:
-            self.spoken = time.monotonic()
-            self.console.print(f"{self.name}: {self.done:,} of {self.total:,}", highlight=False)
+        elif self.name != _PASSING and time.monotonic() - self.spoken > _LINE_SECONDS:
+            rate = (self.done - self.first) / max(1e-9, time.monotonic() - self.began)
+            left = timedelta(seconds=math.ceil(max(0, self.total - self.done) / max(rate, 1e-9)))
+            self._line(
+                f"{self.name}: {self.done:,} of {self.total:,} images, {rate:,.0f} images/s, "
+                f"{left} left"
+            )
 
     def say(self, text: str) -> None:
         """See :class:`pbe_fast.progress.Progress`."""
-        self.console.print(text, highlight=False, markup=False)
+        self._line(text)
+
+    def _line(self, text: str) -> None:
+        self.spoken = time.monotonic()
+        self.console.print(Text(printable(text)), soft_wrap=True)
 
 
 @contextmanager
@@ -95,7 +106,14 @@ def progress_bars(console: Console) -> Iterator[ConsoleProgress]:
 
 def percent(value: object) -> str:
     """A fraction for people; a dash where it is unknown."""
-    return f"{100 * value:.2f} %" if isinstance(value, float | int) else "–"
+    if isinstance(value, float | int) and math.isfinite(value):
+        return f"{100 * value:.2f} %"
+    return "–"
+
+
+def printable(text: str) -> str:
+    """Without the control codes that a file name or a label could smuggle into a terminal."""
+    return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
 
 
 def result_table(title: str, rows: Mapping[str, Mapping[str, Any]]) -> Table:
@@ -107,7 +125,7 @@ def result_table(title: str, rows: Mapping[str, Mapping[str, Any]]) -> Table:
     for name, row in rows.items():
         area = row.get("auroc")
         table.add_row(
-            Text(name),
+            Text(printable(name)),
             percent(row.get("acc")),
             percent(row.get("asr")),
             f"{area:.3f}" if isinstance(area, float) else "–",

@@ -1,13 +1,17 @@
 """The command line. It parses and prints; the method is in :mod:`pbe_fast`.
 
-Exit codes: 0 done, 1 failed, 2 bad input (with one line that says what is wrong).
+Exit codes: 0 done; 1 failed, or damage found; 2 bad input, with a message that says what is
+wrong and what to do; 130 stopped by Ctrl-C.
 """
 
 import json
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
+import torch
 import typer
 from rich.console import Console
 from rich.table import Table
@@ -15,24 +19,30 @@ from rich.text import Text
 
 from pbe_fast import evaluate as evaluation
 from pbe_fast.config import PoisonConfig, PurifyConfig, TrainConfig, load_config
-from pbe_fast.data.loader import ImageData
+from pbe_fast.data import ImageData, Manifest
 from pbe_fast.device import choose_device
-from pbe_fast.errors import PbeError
+from pbe_fast.errors import ConfigError, PbeError
 from pbe_fast.models import ModelSpec, load_model
 from pbe_fast.purify import PURIFIED_NAME, SUSPECTS_NAME, purify
 from pbe_fast.report import write_report
+from pbe_fast.run_directory import versions
 from pbe_fast.train import MODEL_NAME, train
 from pbe_fast.triggers import load_attack
 from pbe_fast.triggers.poisoning import ATTACK_NAME, TRUTH_NAME, poison
 from pipelines import shards
-from pipelines._console import percent, progress_bars, result_table
+from pipelines._console import (
+    ConsoleProgress,
+    percent,
+    printable,
+    progress_bars,
+    result_table,
+)
 from pipelines.demo import run_demo
 
 __all__ = ["app", "main"]
 
 app = typer.Typer(
     name="pbe-fast",
-    help="Erase backdoors from image classifiers, and list the poisoned training images.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_show_locals=False,
@@ -62,6 +72,38 @@ Width = Annotated[
     int | None, typer.Option(help="Width of builtin:preact_resnet18; 64 is the usual one.")
 ]
 
+_GOES_ON = "The same command goes on from the last saved state."
+
+
+class _StoppedError(Exception):
+    """Ctrl-C; says what that means for the work."""
+
+
+def _print_versions(wanted: bool) -> None:
+    if wanted:
+        found = versions()
+        typer.echo(f"pbe-fast {found.pop('pbe-fast')}")
+        typer.echo(", ".join(f"{name} {number}" for name, number in found.items()))
+        raise typer.Exit
+
+
+@app.callback()
+def common(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", is_eager=True, callback=_print_versions, help="Show versions and exit."
+        ),
+    ] = False,
+) -> None:
+    """Erase backdoors from image classifiers, and list the poisoned training images.
+
+    \b
+    Examples:
+      pbe-fast demo
+      pbe-fast purify model.safetensors --data shards/train --out runs/pure
+    """
+
 
 @app.command()
 def demo(
@@ -78,7 +120,7 @@ def demo(
       pbe-fast demo --out runs/demo
     """
     console = Console()
-    with progress_bars(console) as progress:
+    with _working(console, _GOES_ON) as progress:
         metrics = run_demo(out, device=device or "auto", seed=seed, progress=progress)
     rows: dict[str, dict[str, Any]] = {"infected": metrics["infected"]}
     for method, name in (("aft", "purified, clean 5 % (AFT)"), ("pbe", "purified, none (PBE)")):
@@ -132,7 +174,7 @@ def poison_command(
         },
     )
     console = Console()
-    with progress_bars(console) as progress:
+    with _working(console, "Start it again; no part of it is kept.") as progress:
         manifest = poison(source, out, options, progress=progress, overwrite=overwrite)
     _say(console, f"{len(manifest):,} samples in {out}, with {ATTACK_NAME} and {TRUTH_NAME}.")
 
@@ -180,7 +222,7 @@ def train_command(
         },
     )
     console = Console()
-    with progress_bars(console) as progress:
+    with _working(console, _GOES_ON) as progress:
         metrics = train(options, out, progress)
     if "test" in metrics:
         console.print(result_table("Test images", {"trained": metrics["test"]}))
@@ -220,14 +262,17 @@ def purify_command(
 ) -> None:
     """Erase a backdoor: a purified model, and the training images under suspicion.
 
-    The model's architecture is read from a file that 'pbe-fast train' wrote; for any other
-    file give --model. With --clean the method is AFT, without it PBE.
+    The model's architecture is read from a file that 'pbe-fast train' wrote;
+    for any other file give --model. With --clean the method is AFT, without
+    it PBE.
 
     \b
     Examples:
-      pbe-fast purify runs/infected/model.safetensors --data shards/bad --out runs/pure
-      pbe-fast purify resnet50.pth --model torchvision:resnet50 --image-size 224 \\
-        --clean shards/clean --data shards/train --test shards/val --out runs/pure
+      pbe-fast purify runs/infected/model.safetensors --data shards/bad \\
+        --out runs/pure
+      pbe-fast purify resnet50.pth --model torchvision:resnet50 \\
+        --image-size 224 --clean shards/clean --data shards/train \\
+        --test shards/val --out runs/pure
     """
     options = load_config(
         PurifyConfig,
@@ -249,7 +294,7 @@ def purify_command(
         },
     )
     console = Console()
-    with progress_bars(console) as progress:
+    with _working(console, _GOES_ON) as progress:
         metrics = purify(options, out, progress)
     if "purified" in metrics:
         rows = {
@@ -274,7 +319,10 @@ def evaluate_command(
     ] = None,
     model: Annotated[str, typer.Option("--model", metavar="NAME", help="As in purify.")] = "",
     width: Width = None,
-    image_size: Annotated[int, typer.Option(help="Side in pixels.")] = 32,
+    image_size: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="N", help="Side in pixels; else the model's own, or 32."),
+    ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
@@ -285,13 +333,22 @@ def evaluate_command(
       pbe-fast evaluate runs/pure/purified.safetensors shards/test \\
         --attack shards/bad/attack.safetensors
     """
-    data = ImageData.open(test, image_size)
+    if width is not None and not model:
+        raise ConfigError("--width is given, but no --model that it belongs to.")
+    classes = Manifest.load(test).num_classes
     options = {} if width is None else {"width": width}
-    spec = ModelSpec(model, data.manifest.num_classes, image_size, options) if model else None
+    spec = ModelSpec(model, classes, image_size or 32, options) if model else None
     network = load_model(checkpoint, spec)
-    place = choose_device(device, "auto", network, image_size)
+    if network.spec.num_classes != classes:
+        raise ConfigError(
+            f"{checkpoint} is a model of {network.spec.num_classes} classes, but {test} has "
+            f"{classes}. Convert the test images with the same classes (--classes-from)."
+        )
+    size = image_size or network.spec.image_size
+    data = ImageData.open(test, size)
+    place = choose_device(device, "auto", network, size)
     console = Console(stderr=as_json)
-    with progress_bars(console) as progress:
+    with _working(console, "") as progress:
         result = evaluation.evaluate(
             network,
             data,
@@ -300,7 +357,7 @@ def evaluate_command(
             progress=progress,
         )
     if as_json:
-        typer.echo(json.dumps(result.as_dict()))
+        typer.echo(json.dumps(result.as_dict() | {"images": result.images}))
         return
     table = Table("ACC", "ASR", "test images")
     table.add_row(percent(result.acc), percent(result.asr), f"{result.images:,}")
@@ -321,19 +378,42 @@ def report(
 
 
 def _say(console: Console, text: str) -> None:
-    console.print(Text(text), soft_wrap=True)
+    console.print(Text(printable(text)), soft_wrap=True)
+
+
+@contextmanager
+def _working(console: Console, if_stopped: str) -> Iterator[ConsoleProgress]:
+    """Bars, and a word about what is kept after Ctrl-C; typer would exit without any."""
+    try:
+        with progress_bars(console) as progress:
+            yield progress
+    except KeyboardInterrupt:
+        raise _StoppedError(f"Stopped. {if_stopped}".rstrip()) from None
+
+
+def _fail(text: str, code: int) -> NoReturn:
+    style = "yellow" if code == 130 else "red"
+    Console(stderr=True).print(Text(printable(text), style=style), soft_wrap=True)
+    sys.exit(code)
 
 
 def main() -> None:
-    """Run the command line and turn mistakes into exit code 2."""
+    """Run the command line; mistakes and failures of the machine get a message, bugs a trace."""
     try:
         app()
     except PbeError as error:
-        Console(stderr=True).print(Text(f"error: {error}", style="red"), soft_wrap=True)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        Console(stderr=True).print("Stopped. The same command goes on from the last saved state.")
-        sys.exit(1)
+        _fail(f"error: {error}", 2)
+    except _StoppedError as error:
+        _fail(str(error), 130)
+    except torch.OutOfMemoryError as error:
+        _fail(
+            f"error: the GPU has not enough memory ({str(error).partition('.')[0]}). Make batches "
+            "smaller: --set aft.batch_size, pbe.batch_size or batch_size, and eval_batch_size.",
+            1,
+        )
+    except OSError as error:  # a full disk, a missing right
+        where = f"{error.filename}: " if error.filename is not None else ""
+        _fail(f"error: {where}{error.strerror or error}.", 1)
 
 
 if __name__ == "__main__":

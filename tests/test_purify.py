@@ -49,14 +49,27 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for split, per_class in (("train", 40), ("test", 10)):
         write_shards(
             signs(num_classes=CLASSES, per_class=per_class, size=16, seed=0, split=split),
-            root / split, classes=sign_names(CLASSES), shard_bytes=60_000,
+            root / split,
+            classes=sign_names(CLASSES),
+            shard_bytes=60_000,
         )
     poison(root / "train", root / "bad", PoisonConfig(image_size=16, target=1))
     config = load_config(
-        TrainConfig, None, ["model.options.width=4", "data.image_size=16", "epochs=2",
-                            "batch_size=20", "precision=float32", "device=cpu"],
-        {"data.train": root / "bad", "data.test": root / "test",
-         "data.attack": root / "bad" / "attack.safetensors"},
+        TrainConfig,
+        None,
+        [
+            "model.options.width=4",
+            "data.image_size=16",
+            "epochs=2",
+            "batch_size=20",
+            "precision=float32",
+            "device=cpu",
+        ],
+        {
+            "data.train": root / "bad",
+            "data.test": root / "test",
+            "data.attack": root / "bad" / "attack.safetensors",
+        },
     )
     train(config, root / "infected")
     return root
@@ -112,7 +125,11 @@ STOPS = [
 
 @pytest.mark.parametrize(("method", "phase", "images"), STOPS)
 def test_a_stopped_run_ends_in_the_same_bytes(
-    world: Path, tmp_path: Path, undisturbed: Callable[[str], Path], method: str, phase: str,
+    world: Path,
+    tmp_path: Path,
+    undisturbed: Callable[[str], Path],
+    method: str,
+    phase: str,
     images: int,
 ) -> None:
     out = tmp_path / "run"
@@ -129,9 +146,7 @@ def test_a_stopped_run_ends_in_the_same_bytes(
         assert ours[key] == theirs[key], key
     lines = [
         [{k: v for k, v in json.loads(line).items() if k != "images_per_second"} for line in text]
-        for text in (
-            (d / "metrics.jsonl").read_text().splitlines() for d in (out, expected)
-        )
+        for text in ((d / "metrics.jsonl").read_text().splitlines() for d in (out, expected))
     ]
     evaluations = [[x for x in side if x["event"] == "evaluation"] for side in lines]
     assert evaluations[0] == evaluations[1]
@@ -159,9 +174,7 @@ def test_the_seed_matters(world: Path, tmp_path: Path, undisturbed: Callable[[st
     assert ours != theirs
 
 
-def test_a_finished_run_is_not_done_again(
-    world: Path, undisturbed: Callable[[str], Path]
-) -> None:
+def test_a_finished_run_is_not_done_again(world: Path, undisturbed: Callable[[str], Path]) -> None:
     run = undisturbed("aft")
     before = (run / "purified.safetensors").stat().st_mtime_ns
     metrics = purify(_config(world, "aft"), run, StopAfter(0))
@@ -169,9 +182,7 @@ def test_a_finished_run_is_not_done_again(
     assert (run / "purified.safetensors").stat().st_mtime_ns == before
 
 
-def test_another_configuration_is_refused(
-    world: Path, undisturbed: Callable[[str], Path]
-) -> None:
+def test_another_configuration_is_refused(world: Path, undisturbed: Callable[[str], Path]) -> None:
     with pytest.raises(RunDirectoryError, match=r"adversary\.eps_255 was 6\.0, now 9\.0"):
         purify(_config(world, "aft", "adversary.eps_255=9"), undisturbed("aft"))
 
@@ -228,16 +239,22 @@ def _bad(world: Path) -> Iterator[tuple[dict[str, Any], type[Exception], str]]:
     yield {"model.checkpoint": model, "method": "aft"}, ConfigError, "data.clean"
     yield (
         {"model.checkpoint": model, "data.clean": world / "train", "data.truth": world / "x"},
-        ConfigError, "data.truth",
+        ConfigError,
+        "data.truth",
     )
     yield (
         {"model.checkpoint": world / "nothing.safetensors", "data.train": world / "bad"},
-        CheckpointError, "nothing.safetensors",
+        CheckpointError,
+        "nothing.safetensors",
     )
     yield (
-        {"model.checkpoint": model, "data.train": world / "bad",
-         "data.attack": world / "bad" / "attack.safetensors"},
-        ConfigError, "data.test",
+        {
+            "model.checkpoint": model,
+            "data.train": world / "bad",
+            "data.attack": world / "bad" / "attack.safetensors",
+        },
+        ConfigError,
+        "data.test",
     )
 
 
@@ -250,7 +267,8 @@ def test_bad_input_is_refused(world: Path, tmp_path: Path) -> None:
 
 def test_another_number_of_classes_is_refused(world: Path, tmp_path: Path) -> None:
     write_shards(
-        signs(num_classes=4, per_class=5, size=16, seed=0, split="train"), tmp_path / "four",
+        signs(num_classes=4, per_class=5, size=16, seed=0, split="train"),
+        tmp_path / "four",
         classes=sign_names(4),
     )
     config = load_config(

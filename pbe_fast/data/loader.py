@@ -179,12 +179,15 @@ class ImageData:
             # Workers are forked, here, before they start threads of their own.
             warnings.filterwarnings("ignore", message=".*fork.*", category=DeprecationWarning)
             loaded = iter(loader)
-        for images, labels, ids, failures, broken in loaded:
-            if broken is not None:
-                raise ShardError(broken)
-            if failures:
-                self.quarantine.add(self.manifest, failures)
-            yield Batch(images, labels, ids)
+        try:
+            for images, labels, ids, failures, broken in loaded:
+                if broken is not None:
+                    raise ShardError(broken)
+                if failures:
+                    self.quarantine.add(self.manifest, failures)
+                yield Batch(images, labels, ids)
+        finally:
+            del loaded  # ends the workers now; a traceback would keep them for as long as it lives
 
     def _worker_count(self) -> int:
         if self.workers is not None:

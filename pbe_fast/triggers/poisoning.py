@@ -143,9 +143,6 @@ def poison(
     """
     progress = progress or Silent()
     data = ImageData.open(source, config.image_size)
-    if overwrite:  # the shards' writer replaces nothing but shards
-        for name in (ATTACK_NAME, TRUTH_NAME):
-            (out / name).unlink(missing_ok=True)
     attack = make_attack(config, data, progress)
     chosen = plan(data.manifest.labels, attack, config.rate, config.seed)
     progress.phase("write poisoned shards", len(data.manifest))

@@ -1,0 +1,143 @@
+"""The generated parts of the documents: result tables from JSON, keys from the configuration.
+
+    python -m bench.docs
+
+rewrites what stands between ``<!-- begin NAME -->`` and ``<!-- end -->`` in README.md and docs/.
+A test checks that nothing there is out of date.
+"""
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+
+from pbe_fast import PoisonConfig, PurifyConfig, TrainConfig
+
+__all__ = ["DOCUMENTS", "refreshed"]
+
+ROOT = Path(__file__).parent.parent
+DOCUMENTS = ("README.md", "docs/results.md", "docs/configuration.md")
+RESULTS = ROOT / "bench" / "results" / "gtsrb_attacks.json"
+_BLOCK = re.compile(r"(<!-- begin (?P<name>[\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+NAMES = {
+    "badnets": "BadNets", "blend": "Blend", "sig": "SIG", "wanet": "WaNet",
+    "input_aware": "Input-aware",
+}  # fmt: skip
+
+
+def refreshed(text: str) -> str:
+    """A document with its generated blocks made anew."""
+    return _BLOCK.sub(lambda m: f"{m[1]}{BLOCKS[m['name']]()}\n{m[3]}", text)
+
+
+def _percent(value: float | None) -> str:
+    return "–" if value is None else f"{100 * value:.2f}"
+
+
+def _cells() -> dict[str, Any]:
+    content: dict[str, Any] = json.loads(RESULTS.read_text(encoding="utf-8"))
+    return dict(content["cells"])
+
+
+def results_table() -> str:
+    """ACC and ASR before and after, for each attack."""
+    lines = [
+        "| attack | infected ACC | infected ASR | AFT ACC | AFT ASR | PBE ACC | PBE ASR | "
+        "PBE suspects AUROC |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for name, title in NAMES.items():
+        row = _cells().get(name, {})
+        test = row.get("model", {}).get("test", {})
+        aft, pbe = (row.get(m, {}).get("purified", {}) for m in ("aft", "pbe"))
+        area = row.get("pbe", {}).get("suspects", {}).get("auroc")
+        values = [test.get("acc"), test.get("asr"), aft.get("acc"), aft.get("asr"),
+                  pbe.get("acc"), pbe.get("asr")]  # fmt: skip
+        cells = [_percent(value) for value in values]
+        lines.append(
+            f"| {title} | {' | '.join(cells)} | {'–' if area is None else f'{area:.3f}'} |"
+        )
+    benign = _cells().get("benign", {}).get("model", {}).get("test", {})
+    lines.append("")
+    lines.append(f"The benign model of the same recipe has ACC {_percent(benign.get('acc'))}.")
+    return "\n".join(lines)
+
+
+def rounds_table() -> str:
+    """PBE round by round: what was trained on, and what came of it."""
+    lines = [
+        "| attack | round | subset | poisoned in it | ACC | ASR | AUROC |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for name, title in NAMES.items():
+        for r in _cells().get(name, {}).get("pbe", {}).get("rounds", []):
+            lines.append(
+                f"| {title} | {r['round']} | {r['subset']:,} | {r['subset_poisoned']:,} | "
+                f"{_percent(r.get('acc'))} | {_percent(r.get('asr'))} | {r['auroc']:.3f} |"
+            )
+    return "\n".join(lines)
+
+
+def time_table() -> str:
+    """Seconds and images per second of each phase."""
+    lines = [
+        "| attack | training s | AFT s | PBE s | PBE score images/s |",
+        "| --- | ---: | ---: | ---: | ---: |",
+    ]
+    for name, title in NAMES.items():
+        row = _cells().get(name, {})
+        seconds = [
+            f"{sum(row[part]['seconds'].values()):,.0f}" if part in row else "–"
+            for part in ("model", "aft", "pbe")
+        ]
+        rate = row.get("pbe", {}).get("images_per_second", {}).get("score")
+        lines.append(
+            f"| {title} | {' | '.join(seconds)} | {'–' if rate is None else f'{rate:,.0f}'} |"
+        )
+    return "\n".join(lines)
+
+
+def _keys(kind: type[BaseModel]) -> Callable[[], str]:
+    def table() -> str:
+        lines = ["| key | default | meaning |", "| --- | --- | --- |"]
+        lines += _key_rows(kind, "")
+        return "\n".join(lines)
+
+    return table
+
+
+def _key_rows(kind: type[BaseModel], prefix: str) -> list[str]:
+    rows = []
+    for name, info in kind.model_fields.items():
+        annotation = info.annotation
+        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+            rows += _key_rows(annotation, f"{prefix}{name}.")
+            continue
+        default = json.dumps(info.get_default(call_default_factory=True), default=str)
+        rows.append(f"| `{prefix}{name}` | `{default}` | {info.description or ''} |")
+    return rows
+
+
+BLOCKS: dict[str, Callable[[], str]] = {
+    "results": results_table,
+    "rounds": rounds_table,
+    "times": time_table,
+    "poison-keys": _keys(PoisonConfig),
+    "train-keys": _keys(TrainConfig),
+    "purify-keys": _keys(PurifyConfig),
+}
+
+
+def main() -> None:
+    """Rewrite the documents."""
+    for name in DOCUMENTS:
+        path = ROOT / name
+        path.write_text(refreshed(path.read_text(encoding="utf-8")), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

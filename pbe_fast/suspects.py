@@ -1,0 +1,48 @@
+"""The suspects table: every training image, the most suspicious first."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pbe_fast._files import atomic_path
+from pbe_fast.data.manifest import Manifest
+from pbe_fast.erase.identify import Scores
+from pbe_fast.evaluate import auroc, precision_at
+
+__all__ = ["SUSPECTS_NAME", "suspect_metrics", "write_suspects"]
+
+SUSPECTS_NAME = "suspects.parquet"
+
+Truth = npt.NDArray[np.bool_]
+
+
+def write_suspects(path: Path, manifest: Manifest, scores: Scores, truth: Truth | None) -> None:
+    """All training images, the most suspicious first."""
+    # An undecodable image has no score; it goes last, and stands in quarantine.jsonl.
+    order = np.argsort(np.where(np.isnan(scores), np.inf, scores), kind="stable")
+    names = np.array([shard.name for shard in manifest.shards], dtype=object)
+    columns: dict[str, Any] = {
+        "key": manifest.keys.take(pa.array(order)),
+        "shard": pa.array(names[manifest.shard_index[order]], pa.string()),
+        "label": manifest.labels[order],
+        "score": scores[order],
+        "rank": np.arange(len(order), dtype=np.int64),
+    }
+    if truth is not None:
+        columns["poisoned"] = truth[order]
+    with atomic_path(path) as temporary:
+        pq.write_table(pa.table(columns), temporary, compression="zstd")
+
+
+def suspect_metrics(scores: Scores, truth: Truth | None) -> dict[str, float | int]:
+    facts: dict[str, float | int] = {"count": len(scores)}
+    if truth is not None:
+        area, precision = auroc(scores, truth), precision_at(scores, truth)
+        facts["poisoned"] = int(truth.sum())
+        facts |= {} if area is None else {"auroc": area}
+        facts |= {} if precision is None else {"precision_at_truth": precision}
+    return facts

@@ -1,0 +1,39 @@
+"""The documents say what the code and the kept results say."""
+
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+from bench.docs import DOCUMENTS, ROOT, refreshed
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_generated_blocks_are_up_to_date(name: str) -> None:
+    text = (ROOT / name).read_text(encoding="utf-8")
+    assert refreshed(text) == text, f"{name} is out of date: run python -m bench.docs"
+    assert "<!-- begin" in text
+
+
+def test_a_stale_table_is_noticed() -> None:
+    text = (ROOT / "docs/configuration.md").read_text(encoding="utf-8")
+    stale = re.sub(r"`0\.001`", "`0.002`", text)
+    assert stale != text
+    assert refreshed(stale) == text
+
+
+def test_links_between_documents_lead_somewhere() -> None:
+    for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
+        for target in re.findall(r"\]\((?!https?:)([^)#]+)", path.read_text(encoding="utf-8")):
+            assert (path.parent / target).exists(), f"{path.name} links to {target}"
+
+
+def test_constraints_name_versions_and_no_addresses() -> None:
+    lines = Path(ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    for line in lines:
+        assert line.startswith("#") or re.fullmatch(r"[\w.-]+==[\w.+!-]+", line), line
+    pinned = {line.split("==")[0].lower().replace("_", "-") for line in lines if "==" in line}
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    wanted = project["dependencies"] + project["optional-dependencies"]["dev"]
+    for requirement in wanted:
+        assert re.split(r"[>=<\[; ]", requirement)[0].lower() in pinned, requirement
