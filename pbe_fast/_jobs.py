@@ -22,7 +22,7 @@ from pbe_fast.run_directory import RunDirectory
 from pbe_fast.training import Step
 from pbe_fast.triggers import Attack, load_attack
 
-__all__ = ["Tester", "augment_for", "log_file", "open_data", "step_logger"]
+__all__ = ["StepLogger", "Tester", "augment_for", "log_file", "open_data"]
 
 LOG_EVERY = 20  # batches between two lines of metrics.jsonl
 
@@ -67,7 +67,8 @@ class Tester:
             raise ConfigError("data.attack is given, but no data.test to plant it into.")
         if self.data is not None and self.data.manifest.num_classes != num_classes:
             raise ConfigError(
-                f"{config.test} has {self.data.manifest.num_classes} classes, the model {num_classes}. "
+                f"{config.test} has {self.data.manifest.num_classes} classes, the model "
+                f"{num_classes}. "
                 "Convert both splits with the same classes (--classes-from)."
             )
         self.batch_size = batch_size
@@ -102,7 +103,7 @@ class Tester:
         )
 
 
-class step_logger:  # noqa: N801  # used as a function that remembers
+class StepLogger:
     """Sums steps and writes a line to ``metrics.jsonl`` every ``LOG_EVERY`` batches."""
 
     def __init__(self, run: RunDirectory, stage: str, round_index: int) -> None:

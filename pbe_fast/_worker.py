@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from pbe_fast._jobs import Tester, step_logger
+from pbe_fast._jobs import StepLogger, Tester
 from pbe_fast.adversary import PGD
 from pbe_fast.config import PurifyConfig
 from pbe_fast.data.loader import ImageData
@@ -83,7 +83,7 @@ class LocalWorker:
 
     def finetune(self, stage: Stage, place: Place) -> None:
         """See :class:`pbe_fast.erase.Worker`."""
-        logger = step_logger(self.run, stage.name, stage.round)
+        logger = StepLogger(self.run, stage.name, stage.round)
         current = place
 
         def checkpoint(position: Position) -> None:

@@ -37,9 +37,11 @@ class Silent:
 class Clock:
     """Seconds and images per phase, kept over a stop and a new start."""
 
-    def __init__(self, seconds: Mapping[str, float] = {}, images: Mapping[str, int] = {}) -> None:  # noqa: B006  # only read
-        self.seconds = dict(seconds)
-        self.images = dict(images)
+    def __init__(
+        self, seconds: Mapping[str, float] | None = None, images: Mapping[str, int] | None = None
+    ) -> None:
+        self.seconds = dict(seconds or {})
+        self.images = dict(images or {})
 
     def add(self, phase: str, seconds: float, images: int) -> None:
         """Count work."""

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from pbe_fast._jobs import Tester, augment_for, log_file, open_data, step_logger
+from pbe_fast._jobs import StepLogger, Tester, augment_for, log_file, open_data
 from pbe_fast.config import TrainConfig
 from pbe_fast.data.loader import Quarantine
 from pbe_fast.device import choose_device
@@ -101,7 +101,7 @@ def train(config: TrainConfig, out: Path, progress: Progress | None = None) -> d
             augment=augment_for(config.data),
             flip=config.data.flip,
         )
-        logger = step_logger(run, "train", 0)
+        logger = StepLogger(run, "train", 0)
 
         def checkpoint(position: Position) -> None:
             logger.flush()

@@ -95,7 +95,7 @@ def fit(
     *,
     pgd: PGD | None,
     seed: int,
-    start: Position = Position(),  # noqa: B008  # frozen
+    start: Position | None = None,
     progress: Progress,
     clock: Clock,
     on_step: Callable[[Step], None],
@@ -118,6 +118,7 @@ def fit(
     Raises:
         ValueError: the stage has adversarial batches and there is no adversary.
     """
+    start = start or Position()
     per_epoch = -(-len(ids) // stage.batch_size)
     optimizer = torch.optim.SGD(
         model.parameters(), lr=stage.lr, momentum=stage.momentum, weight_decay=stage.weight_decay

@@ -400,7 +400,7 @@ def _fail(text: str, code: int) -> NoReturn:
 def main() -> None:
     """Run the command line; mistakes and failures of the machine get a message, bugs a trace."""
     try:
-        app()
+        app(prog_name="pbe-fast")
     except PbeError as error:
         _fail(f"error: {error}", 2)
     except _StoppedError as error:

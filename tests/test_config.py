@@ -20,7 +20,7 @@ from pbe_fast.config import (
 )
 from pbe_fast.errors import ConfigError
 
-KINDS = [PoisonConfig, TrainConfig, PurifyConfig]
+KINDS: list[Any] = [PoisonConfig, TrainConfig, PurifyConfig]
 
 
 def _message(kind: Any, *settings_: str, file: Path | None = None) -> str:
@@ -262,9 +262,7 @@ SCALARS = st.one_of(
     st.floats(allow_nan=False, allow_infinity=False).filter(lambda x: x != 0),
     st.booleans(),
     st.text(max_size=8).filter(lambda t: t.isprintable()),
-    st.sampled_from(
-        ["1e-3", "yes", "null", "~", "1_000", "0x10", "12:30", "", "- a"]
-    ),
+    st.sampled_from(["1e-3", "yes", "null", "~", "1_000", "0x10", "12:30", "", "- a"]),
 )
 
 

@@ -5,6 +5,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+
 from bench.docs import DOCUMENTS, ROOT, refreshed
 
 

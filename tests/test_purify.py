@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+
 from pbe_fast import PurifyConfig, TrainConfig, load_config, load_model, poison, purify, train
 from pbe_fast.config import PoisonConfig
 from pbe_fast.data.shards import write_shards

@@ -10,8 +10,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import save
 
-from pbe_fast import _files, run_directory
+from pbe_fast import run_directory
 from pbe_fast.config import PurifyConfig, TrainConfig, load_config
 from pbe_fast.errors import RunDirectoryError
 from pbe_fast.run_directory import RunDirectory, versions
@@ -182,7 +183,7 @@ def test_the_state_is_safetensors_and_no_pickle(run: RunDirectory) -> None:
 
 def _headless(header: str | None) -> bytes:
     metadata = {} if header is None else {run_directory._STATE_KEY: header}
-    return run_directory.save({"a": torch.ones(2)}, metadata=metadata)
+    return save({"a": torch.ones(2)}, metadata=metadata)
 
 
 @pytest.mark.parametrize(
@@ -320,7 +321,7 @@ def test_a_failure_while_writing_leaves_the_old_file(
 
         monkeypatch.setattr(Path, "write_bytes", half)
     else:
-        monkeypatch.setattr(_files.os, "fsync" if place == "fsync" else "replace", fail)
+        monkeypatch.setattr(os, "fsync" if place == "fsync" else "replace", fail)
     with pytest.raises(OSError, match="No space left"):
         {
             "state": lambda: run.save_state({"a": torch.ones(9)}, {"epoch": 2}),

@@ -1,10 +1,11 @@
 """The training loop: which batches are adversarial, what it reports, what it refuses."""
 
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from torch import Tensor, nn
+
 from pbe_fast.adversary import PGD, Linf
 from pbe_fast.data.loader import ImageData
 from pbe_fast.data.shards import write_shards
@@ -12,7 +13,6 @@ from pbe_fast.data.signs import sign_names, signs
 from pbe_fast.device import Device
 from pbe_fast.progress import Clock, Silent
 from pbe_fast.training import Position, Stage, Step, fit
-from torch import Tensor, nn
 
 CPU = Device(torch.device("cpu"), "float32")
 PGD2 = PGD(norm=Linf(6 / 255), steps=2, step=1.2 / 255)

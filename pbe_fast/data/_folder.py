@@ -3,18 +3,18 @@
 import fcntl
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from pbe_fast.data.manifest import MANIFEST_NAME
 from pbe_fast.errors import ShardError
 
-__all__ = ["replacing"]
+__all__ = ["check_target", "replacing"]
 
 
 @contextmanager
-def replacing(folder: Path, overwrite: bool) -> Iterator[Path]:
+def replacing(folder: Path, overwrite: bool, also: Collection[str] = ()) -> Iterator[Path]:
     """A hidden folder beside ``folder`` that takes its place if the block ends well."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = folder.with_name(f".{folder.name}.partial")
@@ -27,13 +27,13 @@ def replacing(folder: Path, overwrite: bool) -> Iterator[Path]:
                     shutil.rmtree(replaced)
                 else:
                     replaced.rename(folder)
-            _check_target(folder, overwrite)
+            check_target(folder, overwrite, also)
             for left_over in temporary.iterdir():
                 left_over.unlink()
             yield temporary
             _fsync(temporary)
             if folder.exists() and any(folder.iterdir()):
-                _check_target(folder, overwrite)
+                check_target(folder, overwrite, also)
                 folder.rename(replaced)
                 try:
                     temporary.rename(folder)
@@ -69,8 +69,15 @@ def _locked(temporary: Path, folder: Path) -> Iterator[None]:
         os.close(fd)
 
 
-def _check_target(folder: Path, overwrite: bool) -> None:
-    """Whether ``folder`` may be made, filled or replaced."""
+def check_target(folder: Path, overwrite: bool, also: Collection[str] = ()) -> None:
+    """Whether ``folder`` may be made, filled or replaced.
+
+    Args:
+        also: names of files that may lie beside shards and manifest and be replaced with them.
+
+    Raises:
+        ShardError: it may not.
+    """
     if not folder.exists():
         return
     if not folder.is_dir():
@@ -82,7 +89,7 @@ def _check_target(folder: Path, overwrite: bool) -> None:
             "to replace the shards in it."
         )
     for name in names:
-        is_ours = name == MANIFEST_NAME or name.endswith(".tar")
+        is_ours = name in (MANIFEST_NAME, *also) or name.endswith(".tar")
         if not is_ours or not (folder / name).is_file():
             raise ShardError(
                 f"{folder}: holds {name!r}, which is neither a shard nor a manifest, so the "

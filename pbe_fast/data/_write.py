@@ -47,6 +47,7 @@ def write_shards(
     shard_bytes: int = 256 * _MIB,
     overwrite: bool = False,
     on_sample: Callable[[int], None] | None = None,
+    beside: Mapping[str, Callable[[Path, Manifest], None]] | None = None,
 ) -> Manifest:
     """Write samples as ``PREFIX-000000.tar`` and so on, with their manifest.
 
@@ -60,9 +61,11 @@ def write_shards(
         prefix: of the files' names: letters, digits, ``_`` and ``-``.
         shard_bytes: a new shard is begun when the current one has reached this many bytes on
             disk, which is looked at in steps of 10 KiB.
-        overwrite: replace a folder that holds shards and a manifest and nothing else; the old
-            ones stay until the new ones are complete.
+        overwrite: replace a folder that holds shards, a manifest, the files of ``beside`` and
+            nothing else; the old ones stay until the new ones are complete.
         on_sample: called after each sample with the number written so far.
+        beside: more files of the folder by name, each with what writes it to a path; they
+            appear, and are replaced, together with the shards.
 
     Raises:
         ShardError: an unusable sample (the message names its key), no samples at all, or a
@@ -75,7 +78,8 @@ def write_shards(
         raise ShardError(f"shard_bytes is {shard_bytes}; give a positive number of bytes.")
     if not classes:
         raise ShardError(f"{folder}: no class names were given. Name at least one class.")
-    with replacing(folder, overwrite) as temporary:
+    beside = beside or {}
+    with replacing(folder, overwrite, beside) as temporary:
         written = _write_tars(samples, temporary, len(classes), prefix, shard_bytes, on_sample)
         shards, rows = [], []
         for name, entries in written.items():
@@ -87,6 +91,8 @@ def write_shards(
             rows.append(found)
         manifest = build_manifest(temporary, shards, rows, classes)
         manifest.save(temporary)
+        for name, write in beside.items():
+            write(temporary / name, manifest)
     return replace(manifest, root=folder)
 
 

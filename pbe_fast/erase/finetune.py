@@ -5,7 +5,7 @@ features of triggered images, so training them with their correct labels overwri
 trigger leads to.
 """
 
-from pbe_fast.adversary import PGD, L2, Linf
+from pbe_fast.adversary import L2, PGD, Linf
 from pbe_fast.config import AdversaryConfig, AftConfig
 from pbe_fast.data.augment import Augment
 from pbe_fast.training import Stage

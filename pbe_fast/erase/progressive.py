@@ -6,7 +6,7 @@ the clean set.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 import numpy as np
@@ -38,7 +38,7 @@ class Place:
     round: int
     part: Literal["finetune", "score"]
     subset: Ids
-    position: Position = Position()
+    position: Position = field(default_factory=Position)
 
 
 class Worker(Protocol):

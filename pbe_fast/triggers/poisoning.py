@@ -8,7 +8,6 @@ a model is purified, except to measure.
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -23,6 +22,7 @@ from torch import Tensor
 
 from pbe_fast._files import atomic_path
 from pbe_fast.config import PoisonConfig
+from pbe_fast.data._folder import check_target
 from pbe_fast.data.augment import View
 from pbe_fast.data.decode import decode_rgb
 from pbe_fast.data.loader import ImageData
@@ -142,23 +142,24 @@ def poison(
         ShardError, ImageError, TriggerError: the input cannot be poisoned as asked.
     """
     progress = progress or Silent()
+    check_target(out, overwrite, (ATTACK_NAME, TRUTH_NAME))  # before any long work
     data = ImageData.open(source, config.image_size)
     attack = make_attack(config, data, progress)
     chosen = plan(data.manifest.labels, attack, config.rate, config.seed)
     progress.phase("write poisoned shards", len(data.manifest))
-    with _set_aside(out, overwrite):
-        manifest = write_shards(
-            _samples(data, attack, chosen, config.seed),
-            out,
-            classes=data.manifest.classes,
-            prefix="poisoned",
-            shard_bytes=config.shard_bytes,
-            overwrite=overwrite,
-            on_sample=lambda _count: progress.advance(1),
-        )
-    save_attack(attack, out / ATTACK_NAME)
-    _write_truth(out / TRUTH_NAME, manifest, data.manifest, chosen)
-    return manifest
+    return write_shards(
+        _samples(data, attack, chosen, config.seed),
+        out,
+        classes=data.manifest.classes,
+        prefix="poisoned",
+        shard_bytes=config.shard_bytes,
+        overwrite=overwrite,
+        on_sample=lambda _count: progress.advance(1),
+        beside={
+            ATTACK_NAME: lambda path, _manifest: save_attack(attack, path),
+            TRUTH_NAME: lambda path, made: _write_truth(path, made, data.manifest, chosen),
+        },
+    )
 
 
 def load_truth(path: Path, manifest: Manifest) -> npt.NDArray[np.bool_]:
@@ -179,30 +180,6 @@ def load_truth(path: Path, manifest: Manifest) -> npt.NDArray[np.bool_]:
         raise ShardError(
             f"{path}: has no row for sample {error}; it is about other data."
         ) from error
-
-
-@contextmanager
-def _set_aside(out: Path, overwrite: bool) -> Iterator[None]:
-    """The old attack and truth out of the way while shards are replaced; back if that fails.
-
-    Shards replace a folder of shards and nothing else, so that no other file is ever lost.
-    """
-    folder = out.resolve()  # a link may lead to another file system
-    moved = {
-        folder / name: folder.with_name(f".{folder.name}.{name}.replaced")
-        for name in (ATTACK_NAME, TRUTH_NAME)
-        if overwrite and (folder / name).is_file()
-    }
-    for path, aside in moved.items():
-        path.rename(aside)
-    try:
-        yield
-    except BaseException:
-        for path, aside in moved.items():
-            aside.rename(path)
-        raise
-    for aside in moved.values():
-        aside.unlink()
 
 
 def _samples(data: ImageData, attack: Attack, chosen: Plan, seed: int) -> Iterator[Sample]:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from pbe_fast.data import loader
 from pbe_fast.data.augment import View
+from pbe_fast.data.decode import decode_rgb
 from pbe_fast.data.loader import Batch, ImageData, Quarantine
 from pbe_fast.data.manifest import Manifest
 from pbe_fast.data.order import epoch_order
@@ -201,7 +202,7 @@ def test_a_subset_reads_its_own_samples_and_no_others(
 ) -> None:
     read: list[int] = []
     decoded: list[bytes] = []
-    reading, decoding = ShardReader.read, loader.decode_rgb
+    reading, decoding = ShardReader.read, decode_rgb
 
     def counting_read(self: ShardReader, sample_id: int) -> bytes:
         read.append(sample_id)

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from pbe_fast.config import AftConfig, PbeConfig
 from pbe_fast.erase import (
     Place,

@@ -143,11 +143,17 @@ def test_each_phase_keeps_its_bar() -> None:
 
 def test_bars_go_when_the_work_fails() -> None:
     console, _ = _console_of(terminal=True)
-    with pytest.raises(KeyError), progress_bars(console) as progress:
-        progress.phase("train", 10)
-        raise KeyError
-    assert progress.bars is not None
-    assert not progress.bars.live.is_started
+    seen: list[ConsoleProgress] = []
+
+    def work() -> None:
+        with progress_bars(console) as progress:
+            seen.append(progress)
+            progress.advance(1)  # of no phase
+
+    with pytest.raises(KeyError):
+        work()
+    assert seen[0].bars is not None
+    assert not seen[0].bars.live.is_started
 
 
 # tables and text
