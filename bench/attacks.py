@@ -51,7 +51,8 @@ CELLS = {
         Cell("blend"),
         Cell("sig"),
         # At the paper's strength the warp moves a 32x32 image by a quarter of a pixel.
-        Cell("wanet", {"strength": 2.0}, epochs=10),
+        # At strength 2 the ASR stayed at 89.6 %.
+        Cell("wanet", {"strength": 3.0}),
         Cell("input_aware"),
     )
 }

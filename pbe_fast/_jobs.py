@@ -10,19 +10,19 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from pbe_fast.config import DataConfig
+from pbe_fast.config import DataConfig, PurifyConfig, TrainConfig
 from pbe_fast.data.augment import SMALL, Augment
 from pbe_fast.data.loader import ImageData, Quarantine
 from pbe_fast.device import Device
 from pbe_fast.errors import ConfigError
 from pbe_fast.evaluate import Accuracy, evaluate
-from pbe_fast.progress import Progress
+from pbe_fast.progress import Clock, Progress
 from pbe_fast.randomness import permutation
-from pbe_fast.run_directory import RunDirectory
+from pbe_fast.run_directory import RunDirectory, versions
 from pbe_fast.training import Step
 from pbe_fast.triggers import Attack, load_attack
 
-__all__ = ["StepLogger", "Tester", "augment_for", "log_file", "open_data"]
+__all__ = ["StepLogger", "Tester", "augment_for", "log_file", "open_data", "run_facts"]
 
 LOG_EVERY = 20  # batches between two lines of metrics.jsonl
 
@@ -101,6 +101,22 @@ class Tester:
             phase=phase,
             progress=self.progress,
         )
+
+
+def run_facts(
+    config: TrainConfig | PurifyConfig, clock: Clock, quarantine: Quarantine
+) -> dict[str, object]:
+    """What every ``metrics.json`` says of how the run was done."""
+    return {
+        "seconds": clock.seconds,
+        "images_per_second": clock.rates(),
+        "quarantined": len(quarantine.reasons),
+        "device": config.device,
+        "precision": config.precision,
+        "threads": torch.get_num_threads(),
+        "versions": versions(),
+        "seed": config.seed,
+    }
 
 
 class StepLogger:

@@ -32,6 +32,11 @@ class Device:
         """The context in which models run; weights and sums stay float32."""
         return torch.autocast(self.torch.type, torch.bfloat16, enabled=self.precision == "bfloat16")
 
+    def own_randomness(self) -> AbstractContextManager[object]:
+        """A context in which torch's global generators may be seeded; restored after it."""
+        devices = [self.torch] if self.torch.type == "cuda" else []
+        return torch.random.fork_rng(devices)
+
     def images(self, images: Tensor) -> Tensor:
         """uint8 ``(N, 3, H, W)`` to float32 in [0, 1], channels_last, on the device."""
         moved = images.to(self.torch, non_blocking=True)

@@ -1,11 +1,10 @@
 """The main job: an infected classifier in, a purified classifier and a list of suspects out."""
 
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from pbe_fast._jobs import Tester, augment_for, log_file, open_data
+from pbe_fast._jobs import Tester, augment_for, log_file, open_data, run_facts
 from pbe_fast._worker import LocalWorker, Sets
 from pbe_fast.config import PurifyConfig
 from pbe_fast.data.loader import Quarantine
@@ -15,7 +14,7 @@ from pbe_fast.errors import ConfigError
 from pbe_fast.models import Classifier, ModelSpec, load_model, save_model
 from pbe_fast.progress import Progress, Silent
 from pbe_fast.report import REPORT_NAME, write_report
-from pbe_fast.run_directory import RunDirectory, versions
+from pbe_fast.run_directory import RunDirectory
 from pbe_fast.suspects import SUSPECTS_NAME, suspect_metrics, write_suspects
 from pbe_fast.triggers.poisoning import load_truth
 
@@ -102,16 +101,7 @@ def purify(config: PurifyConfig, out: Path, progress: Progress | None = None) ->
             metrics["suspects"] = suspect_metrics(scores, sets.truth)
         if tester.attack is not None:
             metrics["attack"] = {"name": tester.attack.trigger.name, "mode": tester.attack.mode}
-        metrics |= {
-            "seconds": worker.clock.seconds,
-            "images_per_second": worker.clock.rates(),
-            "quarantined": len(quarantine.reasons),
-            "device": config.device,
-            "precision": config.precision,
-            "threads": torch.get_num_threads(),
-            "versions": versions(),
-            "seed": config.seed,
-        }
+        metrics |= run_facts(config, worker.clock, quarantine)
         run.finish(metrics)
         write_report(out)
         log.info(
@@ -180,5 +170,10 @@ def _load_twice(config: PurifyConfig, sets: Sets) -> tuple[Classifier, Classifie
             f"{checkpoint} is a model of {infected.spec.num_classes} classes, but "
             f"{sets.some.manifest.root} has {classes}."
         )
-    infected.requires_grad_(False)
-    return infected, load_model(checkpoint, spec or infected.spec)
+    if infected.spec.image_size != config.data.image_size:
+        raise ConfigError(
+            f"{checkpoint} is a model for images of {infected.spec.image_size} pixels, but "
+            f"data.image_size is {config.data.image_size}. Set it to {infected.spec.image_size}."
+        )
+    changed = deepcopy(infected)
+    return infected.requires_grad_(False), changed

@@ -6,15 +6,15 @@ from typing import Any
 
 import torch
 
-from pbe_fast._jobs import StepLogger, Tester, augment_for, log_file, open_data
+from pbe_fast._jobs import StepLogger, Tester, augment_for, log_file, open_data, run_facts
 from pbe_fast.config import TrainConfig
 from pbe_fast.data.loader import Quarantine
 from pbe_fast.device import choose_device
 from pbe_fast.errors import ConfigError
 from pbe_fast.models import ModelSpec, create_model, load_model, save_model
 from pbe_fast.progress import Clock, Progress, Silent
-from pbe_fast.report import write_report
-from pbe_fast.run_directory import RunDirectory, versions
+from pbe_fast.report import REPORT_NAME, write_report
+from pbe_fast.run_directory import RunDirectory
 from pbe_fast.training import Position, Stage, fit
 
 __all__ = ["MODEL_NAME", "train"]
@@ -42,6 +42,8 @@ def train(config: TrainConfig, out: Path, progress: Progress | None = None) -> d
     done = run.finished()
     if done is not None:
         progress.say(f"{out} is finished already.")
+        if not (out / REPORT_NAME).exists():
+            write_report(out)
         return done
     with log_file(run) as log:
         quarantine = Quarantine(out / "quarantine.jsonl", config.data.quarantine_budget)
@@ -146,25 +148,12 @@ def train(config: TrainConfig, out: Path, progress: Progress | None = None) -> d
             "model": {"name": spec.name, "options": dict(spec.options), "classes": classes},
             **({"test": result.as_dict()} if result else {}),
             **({"attack": {"name": attack.trigger.name, "mode": attack.mode}} if attack else {}),
-            **_common(clock, config, quarantine),
+            **run_facts(config, clock, quarantine),
         }
         run.finish(metrics)
         log.info("finished: %s", metrics.get("test"))
     write_report(out)
     return metrics
-
-
-def _common(clock: Clock, config: TrainConfig, quarantine: Quarantine) -> Mapping[str, object]:
-    return {
-        "seconds": clock.seconds,
-        "images_per_second": clock.rates(),
-        "quarantined": len(quarantine.reasons),
-        "device": config.device,
-        "precision": config.precision,
-        "threads": torch.get_num_threads(),
-        "versions": versions(),
-        "seed": config.seed,
-    }
 
 
 def _resume(

@@ -132,62 +132,72 @@ def fit(
         stage.epochs * len(ids),
         start.epoch * len(ids) + start.batch * stage.batch_size,
     )
-    for epoch in range(start.epoch, stage.epochs):
-        stream = ("round", stage.round, "epoch", epoch)
-        order = epoch_order(ids, data.manifest.shard_index, seed, *stream)
-        first = start.batch if epoch == start.epoch else 0
-        view = View(data.size, stage.augment, stage.flip, seed, stream)
-        model.train()
-        began = time.perf_counter()
-        batches = data.read(order[first * stage.batch_size :], stage.batch_size, view)
-        for index, batch in enumerate(batches, start=first):
-            if len(batch.ids) < 2:  # batch norm needs two; a last batch of one teaches nothing
-                progress.advance(len(batch.ids))
-                continue
-            images, labels = device.images(batch.images), batch.labels.to(device.torch)
-            adversarial = stage.is_adversarial(epoch, index)
-            if adversarial:
-                if pgd is None:
-                    raise ValueError(f"stage {stage.name} has adversarial batches but no adversary")
-                # The random start depends on the sample, the epoch and the round.
-                attack_seed = seed * 1_000_003 + stage.round * 1_009 + epoch
-                images = pgd(model, images, labels, device, ids=batch.ids, seed=attack_seed)
-            optimizer.param_groups[0]["lr"] = stage.lr_at(
-                (epoch + index / per_epoch) / stage.epochs
-            )
-            with device.autocast():
-                logits = model(images)
-            loss = functional.cross_entropy(logits.float(), labels)
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]  # torch's stub
-            optimizer.step()
-            ended = time.perf_counter()
-            kind = "finetune_adversarial" if adversarial else "finetune"
-            clock.add(kind, ended - began, len(batch.ids))
-            correct = (logits.detach().argmax(1) == labels).sum()
-            on_step(
-                Step(
-                    epoch,
-                    index,
-                    adversarial,
-                    loss.detach(),
-                    correct,
-                    len(batch.ids),
-                    ended - began,
-                )
-            )
-            progress.advance(len(batch.ids))
+    with device.own_randomness():
+        for epoch in range(start.epoch, stage.epochs):
+            stream = ("round", stage.round, "epoch", epoch)
+            order = epoch_order(ids, data.manifest.shard_index, seed, *stream)
+            first = start.batch if epoch == start.epoch else 0
+            view = View(data.size, stage.augment, stage.flip, seed, stream)
+            model.train()
             began = time.perf_counter()
-            last = index + 1 == per_epoch
-            if not last and time.monotonic() - saved >= checkpoint_seconds:
-                checkpoint(Position(epoch, index + 1, _momentum(model, optimizer)))
+            batches = data.read(order[first * stage.batch_size :], stage.batch_size, view)
+            for index, batch in enumerate(batches, start=first):
+                if len(batch.ids) < 2:  # batch norm needs two; a last batch of one teaches nothing
+                    progress.advance(len(batch.ids))
+                    continue
+                images, labels = device.images(batch.images), batch.labels.to(device.torch)
+                # Dropout draws from torch's own generator, which a new start would not have kept.
+                torch.manual_seed(_batch_seed(seed, stage.round, epoch, index))
+                adversarial = stage.is_adversarial(epoch, index)
+                if adversarial:
+                    if pgd is None:
+                        raise ValueError(
+                            f"stage {stage.name} has adversarial batches but no adversary"
+                        )
+                    # The random start depends on the sample, the epoch and the round.
+                    attack_seed = seed * 1_000_003 + stage.round * 1_009 + epoch
+                    images = pgd(model, images, labels, device, ids=batch.ids, seed=attack_seed)
+                optimizer.param_groups[0]["lr"] = stage.lr_at(
+                    (epoch + index / per_epoch) / stage.epochs
+                )
+                with device.autocast():
+                    logits = model(images)
+                loss = functional.cross_entropy(logits.float(), labels)
+                optimizer.zero_grad(set_to_none=True)
+                loss.backward()  # type: ignore[no-untyped-call]  # torch's stub
+                optimizer.step()
+                ended = time.perf_counter()
+                kind = "finetune_adversarial" if adversarial else "finetune"
+                clock.add(kind, ended - began, len(batch.ids))
+                correct = (logits.detach().argmax(1) == labels).sum()
+                on_step(
+                    Step(
+                        epoch,
+                        index,
+                        adversarial,
+                        loss.detach(),
+                        correct,
+                        len(batch.ids),
+                        ended - began,
+                    )
+                )
+                progress.advance(len(batch.ids))
+                began = time.perf_counter()
+                last = index + 1 == per_epoch
+                if not last and time.monotonic() - saved >= checkpoint_seconds:
+                    checkpoint(Position(epoch, index + 1, _momentum(model, optimizer)))
+                    saved = time.monotonic()
+            model.eval()
+            on_epoch(epoch + 1)
+            if epoch + 1 < stage.epochs and time.monotonic() - saved >= checkpoint_seconds:
+                checkpoint(Position(epoch + 1, 0, _momentum(model, optimizer)))
                 saved = time.monotonic()
-        model.eval()
-        on_epoch(epoch + 1)
-        if epoch + 1 < stage.epochs and time.monotonic() - saved >= checkpoint_seconds:
-            checkpoint(Position(epoch + 1, 0, _momentum(model, optimizer)))
-            saved = time.monotonic()
     model.eval()
+
+
+def _batch_seed(seed: int, round_index: int, epoch: int, batch: int) -> int:
+    words = np.random.SeedSequence([seed, round_index, epoch, batch]).generate_state(1, np.uint64)
+    return int(words[0]) >> 1
 
 
 def _momentum(model: nn.Module, optimizer: torch.optim.SGD) -> dict[str, Tensor]:

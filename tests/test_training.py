@@ -1,5 +1,6 @@
 """The training loop: which batches are adversarial, what it reports, what it refuses."""
 
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -93,6 +94,20 @@ def _fit(
     return net, steps, saved, epochs, clock
 
 
+def _recorder(
+    net: Net,
+) -> tuple[list[tuple[Position, dict[str, Tensor]]], Callable[[Position], None]]:
+    """Keeps every checkpoint with the weights of its moment."""
+    states: list[tuple[Position, dict[str, Tensor]]] = []
+
+    def checkpoint(position: Position) -> None:
+        weights = {k: v.clone() for k, v in net.state_dict().items()}
+        momentum = {k: v.clone() for k, v in position.momentum.items()}
+        states.append((Position(position.epoch, position.batch, momentum), weights))
+
+    return states, checkpoint
+
+
 def test_every_image_is_seen_once_an_epoch(data: ImageData) -> None:
     net, steps, saved, epochs, clock = _fit(data, _stage(), pgd=None)
     assert [s.images for s in steps] == [10, 10, 10, 10, 5] * 2
@@ -139,13 +154,8 @@ def test_the_cosine_schedule_ends_near_zero() -> None:
 def test_every_checkpoint_leads_to_the_same_weights(data: ImageData, stop: int) -> None:
     stage = _stage(adversarial_batches=2, augment="crop_rotate", schedule="cosine")
     whole, *_ = _fit(data, stage)
-    net, states = Net(), []
-
-    def checkpoint(position: Position) -> None:
-        weights = {k: v.clone() for k, v in net.state_dict().items()}
-        momentum = {k: v.clone() for k, v in position.momentum.items()}
-        states.append((Position(position.epoch, position.batch, momentum), weights))
-
+    net = Net()
+    states, checkpoint = _recorder(net)
     fit(
         net,
         data,
@@ -181,3 +191,38 @@ def test_a_batch_of_one_is_passed_over(data: ImageData) -> None:
 def test_weights_without_momentum_start_afresh(data: ImageData) -> None:
     net, *_ = _fit(data, _stage(momentum=0.0, epochs=1), pgd=None)
     assert all(np.isfinite(v.numpy()).all() for v in net.state_dict().values())
+
+
+def test_dropout_goes_on_where_it_was(data: ImageData) -> None:
+    """A resumed stage draws the same dropout masks, and leaves torch's generator as it was."""
+
+    class Dropping(Net):
+        def forward(self, images: Tensor) -> Tensor:
+            return super().forward(nn.functional.dropout(images, 0.5, self.training))
+
+    before = torch.get_rng_state()
+    whole, *_ = _fit(data, _stage(), pgd=None, net=Dropping())
+    assert torch.equal(before, torch.get_rng_state())
+    net = Dropping()
+    states, checkpoint = _recorder(net)
+    fit(
+        net,
+        data,
+        data.ids,
+        _stage(),
+        CPU,
+        pgd=None,
+        seed=0,
+        progress=Silent(),
+        clock=Clock(),
+        on_step=lambda _step: None,
+        on_epoch=lambda _epoch: None,
+        checkpoint=checkpoint,
+        checkpoint_seconds=0,
+    )
+    position, weights = states[2]
+    again = Dropping()
+    again.load_state_dict(weights)
+    torch.rand(7)  # what a new process has drawn is anybody's guess
+    _fit(data, _stage(), pgd=None, start=position, net=again)
+    assert torch.equal(whole.head.weight, again.head.weight)
