@@ -1,7 +1,7 @@
 """The command line. It parses and prints; the method is in :mod:`pbe_fast`.
 
-Exit codes: 0 done; 1 failed, or damage found; 2 bad input, with a message that says what is
-wrong and what to do; 130 stopped by Ctrl-C.
+Exit codes: 0 done; 1 failed, stopped, or damage found; 2 bad input, with a message that says
+what is wrong and what to do.
 """
 
 import json
@@ -392,8 +392,7 @@ def _working(console: Console, if_stopped: str) -> Iterator[ConsoleProgress]:
 
 
 def _fail(text: str, code: int) -> NoReturn:
-    style = "yellow" if code == 130 else "red"
-    Console(stderr=True).print(Text(printable(text), style=style), soft_wrap=True)
+    Console(stderr=True).print(Text(printable(text), style="red"), soft_wrap=True)
     sys.exit(code)
 
 
@@ -404,7 +403,7 @@ def main() -> None:
     except PbeError as error:
         _fail(f"error: {error}", 2)
     except _StoppedError as error:
-        _fail(str(error), 130)
+        _fail(str(error), 1)
     except torch.OutOfMemoryError as error:
         _fail(
             f"error: the GPU has not enough memory ({str(error).partition('.')[0]}). Make batches "

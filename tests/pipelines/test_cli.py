@@ -381,7 +381,7 @@ def _train_that(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
         (OSError("odd"), 1, "error: odd."),
         (PermissionError(13, "Permission denied", "/out"), 1, "/out: Permission denied."),
         (torch.OutOfMemoryError("CUDA out of memory. Tried to"), 1, "eval_batch_size"),
-        (KeyboardInterrupt(), 130, "The same command goes on from the last saved state."),
+        (KeyboardInterrupt(), 1, "The same command goes on from the last saved state."),
     ],
 )
 def test_failures_of_the_machine_get_a_message(
