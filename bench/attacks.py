@@ -31,7 +31,14 @@ WIDTH = 16
 EPOCHS = 8
 CLEAN_FRACTION = 0.05
 BENIGN = "benign"
-METHODS = ("aft", "pbe")
+# Of 0.01, 0.05 and 0.1 on drawn signs with Blend, 0.05 and 0.1 took the ASR to 2 % and below; of
+# these, 0.05 is the largest that keeps the ACC on GTSRB. The published 0.001 stands beside it.
+METHODS: dict[str, dict[str, Any]] = {
+    "aft": {"method": "aft", "aft.lr": 0.05},
+    "pbe": {"method": "pbe"},
+    "aft_published": {"method": "aft"},
+}
+DEFAULT_METHODS = ("aft", "pbe")
 
 
 @dataclass(frozen=True)
@@ -58,7 +65,9 @@ CELLS = {
 }
 
 
-def run_cell(folder: Path, cell: Cell, device: str, methods: Sequence[str] = METHODS) -> None:
+def run_cell(
+    folder: Path, cell: Cell, device: str, methods: Sequence[str] = DEFAULT_METHODS
+) -> None:
     """Poison, train, and purify by both methods; whatever is finished is left alone."""
     with progress_bars(Console()) as progress:
         infected = cell.attack != BENIGN
@@ -83,8 +92,10 @@ def run_cell(folder: Path, cell: Cell, device: str, methods: Sequence[str] = MET
         }
         clean = {"data.clean": folder / "train", "data.clean_fraction": CLEAN_FRACTION}
         for method in methods:
-            extra = clean if method == "aft" else {}
-            config = load_config(PurifyConfig, values={**common, **extra, "method": method})
+            values = {**common, **METHODS[method]}
+            if values["method"] == "aft":
+                values |= clean
+            config = load_config(PurifyConfig, values=values)
             purify(config, folder / f"{method}-{cell.attack}", progress)
 
 
@@ -109,7 +120,7 @@ def main() -> None:
     )
     parser.add_argument("folder", type=Path)
     parser.add_argument("--only", choices=list(CELLS), nargs="*", default=list(CELLS))
-    parser.add_argument("--methods", choices=METHODS, nargs="*", default=METHODS)
+    parser.add_argument("--methods", choices=METHODS, nargs="*", default=DEFAULT_METHODS)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--device", default="auto")
     parser.add_argument("--table", action="store_true", help="collect alone, run nothing")

@@ -4,6 +4,7 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -13,20 +14,34 @@ from torch import nn
 from pbe_fast.config import DataConfig, PurifyConfig, TrainConfig
 from pbe_fast.data.augment import SMALL, Augment
 from pbe_fast.data.loader import ImageData, Quarantine
-from pbe_fast.device import Device
+from pbe_fast.device import Device, choose_device
 from pbe_fast.errors import ConfigError
 from pbe_fast.evaluate import Accuracy, evaluate
+from pbe_fast.models import ModelSpec
 from pbe_fast.progress import Clock, Progress
 from pbe_fast.randomness import permutation
+from pbe_fast.report import REPORT_NAME, write_report
 from pbe_fast.run_directory import RunDirectory, versions
 from pbe_fast.training import Step
 from pbe_fast.triggers import Attack, load_attack
 
-__all__ = ["StepLogger", "Tester", "augment_for", "log_file", "open_data", "run_facts"]
+__all__ = [
+    "StepLogger",
+    "Tester",
+    "augment_for",
+    "finished_before",
+    "log_file",
+    "model_spec",
+    "open_data",
+    "run_facts",
+    "settle_device",
+]
 
 LOG_EVERY = 20  # batches between two lines of metrics.jsonl
 
 Ids = npt.NDArray[np.int64]
+Job = TrainConfig | PurifyConfig
+JobT = TypeVar("JobT", TrainConfig, PurifyConfig)
 
 
 def open_data(path: Path, config: DataConfig, quarantine: Quarantine) -> ImageData:
@@ -40,6 +55,39 @@ def open_data(path: Path, config: DataConfig, quarantine: Quarantine) -> ImageDa
     )
 
 
+def finished_before(run: RunDirectory, progress: Progress) -> dict[str, Any] | None:
+    """The metrics of a run that needs nothing more, its report included; None for any other."""
+    metrics = run.finished()
+    if metrics is not None:
+        progress.say(f"{run.path} is finished already.")
+        if not (run.path / REPORT_NAME).exists():
+            write_report(run.path)
+    return metrics
+
+
+def model_spec(config: Job, num_classes: int) -> ModelSpec:
+    """The architecture that the configuration names."""
+    model = config.model
+    return ModelSpec(
+        model.name, num_classes, config.data.image_size, model.options, model.mean, model.std
+    )
+
+
+def settle_device(config: JobT, run: RunDirectory, model: nn.Module) -> tuple[JobT, Device]:
+    """Resolve ``auto``, as it was when the run began, and keep the configuration with the run."""
+    before = run.read_config() or {}
+    device = choose_device(
+        before.get("device", config.device),
+        before.get("precision", config.precision),
+        model,
+        config.data.image_size,
+    )
+    update = {"device": str(device.torch), "precision": device.precision}
+    config = config.model_copy(update=update)
+    run.write_config(config)
+    return config, device
+
+
 def augment_for(config: DataConfig) -> Augment:
     """``auto``: the paper's crop and rotation for small images, resized crops for large."""
     if config.augment == "auto":
@@ -51,16 +99,9 @@ class Tester:
     """Measures ACC and ASR where test shards are at hand, whole or on the curve's sample."""
 
     def __init__(
-        self,
-        config: DataConfig,
-        quarantine: Quarantine,
-        *,
-        num_classes: int,
-        seed: int,
-        batch_size: int,
-        curve_samples: int,
-        progress: Progress,
+        self, job: Job, quarantine: Quarantine, num_classes: int, progress: Progress
     ) -> None:
+        config = job.data
         self.data = open_data(config.test, config, quarantine) if config.test else None
         self.attack: Attack | None = load_attack(config.attack) if config.attack else None
         if self.attack is not None and self.data is None:
@@ -68,15 +109,14 @@ class Tester:
         if self.data is not None and self.data.manifest.num_classes != num_classes:
             raise ConfigError(
                 f"{config.test} has {self.data.manifest.num_classes} classes, the model "
-                f"{num_classes}. "
-                "Convert both splits with the same classes (--classes-from)."
+                f"{num_classes}. Convert both splits with the same classes (--classes-from)."
             )
-        self.batch_size = batch_size
+        self.batch_size = job.eval_batch_size
         self.progress = progress
         self.curve: Ids | None = None
-        if self.data is not None and curve_samples:
+        if self.data is not None and job.curve_samples:
             count = len(self.data.manifest)
-            self.curve = np.sort(permutation(count, seed, "curve")[:curve_samples])
+            self.curve = np.sort(permutation(count, job.seed, "curve")[: job.curve_samples])
 
     def whole(self, model: nn.Module, device: Device, phase: str) -> Accuracy | None:
         """All test images; None without test shards."""
@@ -103,9 +143,7 @@ class Tester:
         )
 
 
-def run_facts(
-    config: TrainConfig | PurifyConfig, clock: Clock, quarantine: Quarantine
-) -> dict[str, object]:
+def run_facts(config: Job, clock: Clock, quarantine: Quarantine) -> dict[str, object]:
     """What every ``metrics.json`` says of how the run was done."""
     return {
         "seconds": clock.seconds,

@@ -25,10 +25,12 @@ __all__ = [
     "AdversaryConfig",
     "AftConfig",
     "DataConfig",
+    "JobConfig",
     "ModelConfig",
     "PbeConfig",
     "PoisonConfig",
     "PurifyConfig",
+    "SgdConfig",
     "TrainConfig",
     "load_config",
 ]
@@ -99,21 +101,24 @@ class AdversaryConfig(_Strict):
     random_start: bool = False
 
 
-class _SgdConfig(_Strict):
+class SgdConfig(_Strict):
+    """Stochastic gradient descent with momentum."""
+
+    epochs: int = Field(1, ge=1)
     batch_size: int = Field(128, ge=2)
     lr: float = Field(0.001, gt=0)
     momentum: float = Field(0.9, ge=0, lt=1)
     weight_decay: float = Field(5e-4, ge=0)
 
 
-class AftConfig(_SgdConfig):
+class AftConfig(SgdConfig):
     """Adversarial fine-tuning with a clean set."""
 
     epochs: int = Field(20, ge=1)
     adversarial_epochs: int = Field(3, ge=0, description="first epochs, every batch adversarial")
 
 
-class PbeConfig(_SgdConfig):
+class PbeConfig(SgdConfig):
     """Progressive Backdoor Erasing without a clean set."""
 
     lr: float = Field(0.01, gt=0)
@@ -125,23 +130,28 @@ class PbeConfig(_SgdConfig):
     adversarial_batches: int = Field(30, ge=0, description="of rounds after the first")
 
 
-class PurifyConfig(_Strict):
+class JobConfig(_Strict):
+    """What training and purifying have in common."""
+
+    data: DataConfig = DataConfig()
+    seed: int = Field(0, ge=0, le=_MAX_SEED)
+    device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
+    precision: Literal["auto", "float32", "bfloat16"] = Field("auto", description="auto measures")
+    eval_batch_size: int = Field(512, ge=1)
+    curve_samples: int = Field(2000, ge=0, description="test images for the curves; 0: no curves")
+    checkpoint_seconds: float = Field(30.0, ge=0, description="at most this much work is lost")
+
+
+class PurifyConfig(JobConfig):
     """``pbe-fast purify``."""
 
     method: Literal["auto", "aft", "pbe"] = Field(
         "auto", description="auto: aft where data.clean is given, else pbe"
     )
     model: ModelConfig = ModelConfig()
-    data: DataConfig = DataConfig()
     adversary: AdversaryConfig = AdversaryConfig()
     aft: AftConfig = AftConfig()
     pbe: PbeConfig = PbeConfig()
-    seed: int = Field(0, ge=0, le=_MAX_SEED)
-    device: str = "auto"
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    eval_batch_size: int = Field(512, ge=1)
-    curve_samples: int = Field(2000, ge=0, description="test images for the curves; 0: no curves")
-    checkpoint_seconds: float = Field(30.0, ge=0, description="at most this much work is lost")
 
 
 class TrainModelConfig(ModelConfig):
@@ -150,22 +160,12 @@ class TrainModelConfig(ModelConfig):
     name: str = "builtin:preact_resnet18"
 
 
-class TrainConfig(_Strict):
+class TrainConfig(JobConfig, SgdConfig):
     """``pbe-fast train``."""
 
     model: TrainModelConfig = TrainModelConfig()
-    data: DataConfig = DataConfig()
     epochs: int = Field(15, ge=1)
-    batch_size: int = Field(128, ge=2)
     lr: float = Field(0.1, gt=0)
-    momentum: float = Field(0.9, ge=0, lt=1)
-    weight_decay: float = Field(5e-4, ge=0)
-    seed: int = Field(0, ge=0, le=_MAX_SEED)
-    device: str = "auto"
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    eval_batch_size: int = Field(512, ge=1)
-    curve_samples: int = Field(2000, ge=0, description="test images for the curves; 0: no curves")
-    checkpoint_seconds: float = Field(30.0, ge=0)
 
 
 class PoisonConfig(_Strict):

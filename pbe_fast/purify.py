@@ -4,16 +4,24 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
-from pbe_fast._jobs import Tester, augment_for, log_file, open_data, run_facts
+from pbe_fast._jobs import (
+    Tester,
+    augment_for,
+    finished_before,
+    log_file,
+    model_spec,
+    open_data,
+    run_facts,
+    settle_device,
+)
 from pbe_fast._worker import LocalWorker, Sets
 from pbe_fast.config import PurifyConfig
 from pbe_fast.data.loader import Quarantine
-from pbe_fast.device import choose_device
 from pbe_fast.erase import Place, Round, aft_stage, pbe_rounds, run_rounds
 from pbe_fast.errors import ConfigError
-from pbe_fast.models import Classifier, ModelSpec, load_model, save_model
+from pbe_fast.models import Classifier, load_model, save_model
 from pbe_fast.progress import Progress, Silent
-from pbe_fast.report import REPORT_NAME, write_report
+from pbe_fast.report import write_report
 from pbe_fast.run_directory import RunDirectory
 from pbe_fast.suspects import SUSPECTS_NAME, suspect_metrics, write_suspects
 from pbe_fast.triggers.poisoning import load_truth
@@ -40,37 +48,16 @@ def purify(config: PurifyConfig, out: Path, progress: Progress | None = None) ->
     progress = progress or Silent()
     config = _resolve_method(config)
     run = RunDirectory.open(out, config)
-    done = run.finished()
+    done = finished_before(run, progress)
     if done is not None:
-        progress.say(f"{out} is finished already.")
-        if not (out / REPORT_NAME).exists():
-            write_report(out)
         return done
     with log_file(run) as log:
         quarantine = Quarantine(out / "quarantine.jsonl", config.data.quarantine_budget)
         sets = _open_sets(config, quarantine)
         infected, model = _load_twice(config, sets)
-        tester = Tester(
-            config.data,
-            quarantine,
-            num_classes=infected.spec.num_classes,
-            seed=config.seed,
-            batch_size=config.eval_batch_size,
-            curve_samples=config.curve_samples,
-            progress=progress,
-        )
+        tester = Tester(config, quarantine, infected.spec.num_classes, progress)
         state = run.load_state()
-        before = run.read_config() or {}
-        device = choose_device(
-            before.get("device", config.device),
-            before.get("precision", config.precision),
-            infected,
-            config.data.image_size,
-        )
-        config = config.model_copy(
-            update={"device": str(device.torch), "precision": device.precision}
-        )
-        run.write_config(config)
+        config, device = settle_device(config, run, infected)
         log.info("%s on %s in %s", config.method, device.torch, device.precision)
         worker = LocalWorker(config, run, sets, infected, model, tester, device, progress)
         if state is None:
@@ -156,14 +143,7 @@ def _load_twice(config: PurifyConfig, sets: Sets) -> tuple[Classifier, Classifie
     if not config.model.name and (config.model.options or config.model.mean or config.model.std):
         raise ConfigError("model options are given, but no model.name that they belong to.")
     if config.model.name:
-        spec = ModelSpec(
-            config.model.name,
-            classes,
-            config.data.image_size,
-            config.model.options,
-            config.model.mean,
-            config.model.std,
-        )
+        spec = model_spec(config, classes)
     infected = load_model(checkpoint, spec)
     if infected.spec.num_classes != classes:
         raise ConfigError(

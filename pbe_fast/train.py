@@ -6,14 +6,23 @@ from typing import Any
 
 import torch
 
-from pbe_fast._jobs import StepLogger, Tester, augment_for, log_file, open_data, run_facts
+from pbe_fast._jobs import (
+    StepLogger,
+    Tester,
+    augment_for,
+    finished_before,
+    log_file,
+    model_spec,
+    open_data,
+    run_facts,
+    settle_device,
+)
 from pbe_fast.config import TrainConfig
 from pbe_fast.data.loader import Quarantine
-from pbe_fast.device import choose_device
 from pbe_fast.errors import ConfigError
-from pbe_fast.models import ModelSpec, create_model, load_model, save_model
+from pbe_fast.models import create_model, load_model, save_model
 from pbe_fast.progress import Clock, Progress, Silent
-from pbe_fast.report import REPORT_NAME, write_report
+from pbe_fast.report import write_report
 from pbe_fast.run_directory import RunDirectory
 from pbe_fast.training import Position, Stage, fit
 
@@ -39,24 +48,14 @@ def train(config: TrainConfig, out: Path, progress: Progress | None = None) -> d
     if config.data.train is None:
         raise ConfigError("nothing to train on: give the training shards as data.train.")
     run = RunDirectory.open(out, config)
-    done = run.finished()
+    done = finished_before(run, progress)
     if done is not None:
-        progress.say(f"{out} is finished already.")
-        if not (out / REPORT_NAME).exists():
-            write_report(out)
         return done
     with log_file(run) as log:
         quarantine = Quarantine(out / "quarantine.jsonl", config.data.quarantine_budget)
         data = open_data(config.data.train, config.data, quarantine)
         classes = data.manifest.num_classes
-        spec = ModelSpec(
-            config.model.name,
-            classes,
-            config.data.image_size,
-            config.model.options,
-            config.model.mean,
-            config.model.std,
-        )
+        spec = model_spec(config, classes)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
             model = (
@@ -64,27 +63,9 @@ def train(config: TrainConfig, out: Path, progress: Progress | None = None) -> d
                 if config.model.checkpoint
                 else create_model(spec)
             )
-        tester = Tester(
-            config.data,
-            quarantine,
-            num_classes=classes,
-            seed=config.seed,
-            batch_size=config.eval_batch_size,
-            curve_samples=config.curve_samples,
-            progress=progress,
-        )
+        tester = Tester(config, quarantine, classes, progress)
         state = run.load_state()
-        before = run.read_config() or {}
-        device = choose_device(
-            before.get("device", config.device),
-            before.get("precision", config.precision),
-            model,
-            config.data.image_size,
-        )
-        config = config.model_copy(
-            update={"device": str(device.torch), "precision": device.precision}
-        )
-        run.write_config(config)
+        config, device = settle_device(config, run, model)
         log.info("training %s on %s in %s", spec.name, device.torch, device.precision)
         start, clock = Position(), Clock()
         if state is not None:
@@ -92,13 +73,9 @@ def train(config: TrainConfig, out: Path, progress: Progress | None = None) -> d
             start, clock = _resume(model, tensors, header)
             log.info("going on at epoch %d, batch %d", start.epoch, start.batch)
         device.place(model)
-        stage = Stage(
+        stage = Stage.of(
+            config,
             name="train",
-            epochs=config.epochs,
-            batch_size=config.batch_size,
-            lr=config.lr,
-            momentum=config.momentum,
-            weight_decay=config.weight_decay,
             schedule="cosine",
             augment=augment_for(config.data),
             flip=config.data.flip,

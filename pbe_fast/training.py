@@ -8,7 +8,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from pbe_fast.adversary import PGD
+from pbe_fast.config import SgdConfig
 from pbe_fast.data.augment import Augment, View
 from pbe_fast.data.loader import ImageData
 from pbe_fast.data.order import epoch_order
@@ -52,6 +53,18 @@ class Stage:
     flip: bool = False
     adversarial_epochs: int = 0
     adversarial_batches: int = 0
+
+    @classmethod
+    def of(cls, config: SgdConfig, **more: Any) -> "Stage":
+        """A stage with the numbers of a configuration; ``more`` are the other attributes."""
+        return cls(
+            epochs=config.epochs,
+            batch_size=config.batch_size,
+            lr=config.lr,
+            momentum=config.momentum,
+            weight_decay=config.weight_decay,
+            **more,
+        )
 
     def is_adversarial(self, epoch: int, batch: int) -> bool:
         """Whether a batch is replaced by its adversarial examples."""

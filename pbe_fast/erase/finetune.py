@@ -23,13 +23,9 @@ def make_pgd(config: AdversaryConfig) -> PGD:
 
 def aft_stage(config: AftConfig, augment: Augment, flip: bool) -> Stage:
     """AFT as one stage: every batch of the first epochs is adversarial."""
-    return Stage(
+    return Stage.of(
+        config,
         name="aft",
-        epochs=config.epochs,
-        batch_size=config.batch_size,
-        lr=config.lr,
-        momentum=config.momentum,
-        weight_decay=config.weight_decay,
         augment=augment,
         flip=flip,
         adversarial_epochs=config.adversarial_epochs,

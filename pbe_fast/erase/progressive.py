@@ -59,14 +59,10 @@ def pbe_rounds(config: PbeConfig, augment: Augment, flip: bool) -> list[Round]:
     keep = [*config.keep, None]
     return [
         Round(
-            Stage(
+            Stage.of(
+                config,
                 name=f"round {index}",
                 round=index,
-                epochs=config.epochs,
-                batch_size=config.batch_size,
-                lr=config.lr,
-                momentum=config.momentum,
-                weight_decay=config.weight_decay,
                 augment=augment,
                 flip=flip,
                 adversarial_epochs=config.epochs if index == 0 else 0,
