@@ -58,9 +58,9 @@ CELLS = {
         Cell("badnets"),
         Cell("blend"),
         Cell("sig"),
-        # At the paper's strength the warp moves a 32x32 image by a quarter of a pixel.
-        # At strength 2 the ASR stayed at 89.6 %.
-        Cell("wanet", {"strength": 3.0}),
+        # At the paper's strength the warp moves a 32x32 image by a quarter of a pixel. In 8 epochs
+        # at strength 3 the ASR came to 75.7 %, in 10 at strength 2 to 89.6 %.
+        Cell("wanet", {"strength": 2.0}, epochs=16),
         Cell("input_aware"),
     )
 }

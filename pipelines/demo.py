@@ -91,7 +91,7 @@ def run_demo(
             method="aft",
             model=model,
             data=measured.model_copy(update=known | few_clean),
-            aft=AftConfig(batch_size=32, lr=0.05),
+            aft=AftConfig(batch_size=32, lr=0.01),
             seed=seed,
             device=device,
         ),
