@@ -1,7 +1,8 @@
 """What the jobs train and purify share: opening data, picking the curve's images, logging."""
 
+import hashlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -9,30 +10,34 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import nn
+from pydantic import ValidationError
+from torch import Tensor, nn
 
+from pbe_fast._files import sha256_file
 from pbe_fast.config import DataConfig, PurifyConfig, TrainConfig
 from pbe_fast.data.augment import SMALL, Augment
 from pbe_fast.data.loader import ImageData, Quarantine
 from pbe_fast.device import Device, choose_device
-from pbe_fast.errors import ConfigError
+from pbe_fast.errors import ConfigError, RunDirectoryError
 from pbe_fast.evaluate import Accuracy, evaluate
-from pbe_fast.models import ModelSpec
+from pbe_fast.models import ModelSpec, check_weights
 from pbe_fast.progress import Clock, Progress
 from pbe_fast.randomness import permutation
 from pbe_fast.report import REPORT_NAME, write_report
 from pbe_fast.run_directory import RunDirectory, versions
-from pbe_fast.training import Step
+from pbe_fast.training import Position, Step
 from pbe_fast.triggers import Attack, load_attack
 
 __all__ = [
     "StepLogger",
     "Tester",
     "augment_for",
+    "fingerprint",
     "finished_before",
     "log_file",
     "model_spec",
     "open_data",
+    "restore_state",
     "run_facts",
     "settle_device",
 ]
@@ -66,8 +71,19 @@ def finished_before(run: RunDirectory, progress: Progress) -> dict[str, Any] | N
 
 
 def model_spec(config: Job, num_classes: int) -> ModelSpec:
-    """The architecture that the configuration names."""
+    """The architecture that the configuration names.
+
+    Raises:
+        ConfigError: the image size of a network that takes any size was left open.
+    """
     model = config.model
+    if model.name.startswith(("timm:", "torchvision:")) and (
+        "image_size" not in config.data.model_fields_set
+    ):
+        raise ConfigError(
+            f"{model.name} takes images of many sizes: give the side it was trained at as "
+            "data.image_size (--image-size), such as 224."
+        )
     return ModelSpec(
         model.name, num_classes, config.data.image_size, model.options, model.mean, model.std
     )
@@ -75,17 +91,78 @@ def model_spec(config: Job, num_classes: int) -> ModelSpec:
 
 def settle_device(config: JobT, run: RunDirectory, model: nn.Module) -> tuple[JobT, Device]:
     """Resolve ``auto``, as it was when the run began, and keep the configuration with the run."""
-    before = run.read_config() or {}
-    device = choose_device(
-        before.get("device", config.device),
-        before.get("precision", config.precision),
-        model,
-        config.data.image_size,
-    )
+    before = run.read_config()
+    begun = config if before is None else _kept_config(type(config), before, run)
+    device = choose_device(begun.device, begun.precision, model, config.data.image_size)
     update = {"device": str(device.torch), "precision": device.precision}
     config = config.model_copy(update=update)
     run.write_config(config)
     return config, device
+
+
+def fingerprint(checkpoint: Path | None, *data: ImageData | None) -> list[str]:
+    """What a run depends on besides its configuration: SHA-256 of the model and of each set."""
+    found = [] if checkpoint is None else [sha256_file(checkpoint)]
+    for part in data:
+        if part is not None:
+            manifest = part.manifest
+            digest = hashlib.sha256(manifest.labels.tobytes())
+            for shard in manifest.shards:
+                digest.update(f"{shard.name}\0{shard.sha256}\0".encode())
+            found.append(digest.hexdigest())
+    return found
+
+
+def restore_state(
+    run: RunDirectory,
+    model: nn.Module,
+    tensors: Mapping[str, Tensor],
+    header: Mapping[str, Any],
+    inputs: list[str],
+) -> tuple[Position, Clock]:
+    """Put saved weights into the model, and say where in its stage the run stood.
+
+    Raises:
+        RunDirectoryError: the state is damaged or is about another model or other data.
+    """
+    if header.get("inputs") != inputs:
+        raise RunDirectoryError(
+            f"{run.path}: the model or the shards have changed since this run was begun, so it "
+            "cannot go on. Choose another --out."
+        )
+    parts: dict[str, dict[str, Tensor]] = {"model": {}, "momentum": {}}
+    for name, value in tensors.items():
+        kind, _, rest = name.partition(".")
+        if kind in parts:
+            parts[kind][rest] = value
+    reference = model.state_dict()
+    wrong = check_weights(parts["model"], reference)
+    wrong += [
+        f"momentum of {name} does not fit"
+        for name, value in parts["momentum"].items()
+        if name not in reference or value.shape != reference[name].shape
+    ]
+    try:
+        position = Position(int(header["epoch"]), int(header["batch"]), parts["momentum"])
+        clock = Clock(header["seconds"], header["images"])
+        if position.epoch < 0 or position.batch < 0:
+            wrong.append("negative position")
+    except (KeyError, TypeError, ValueError) as error:
+        wrong.append(f"header: {error!r}")
+    if wrong:
+        raise run.damaged("; ".join(wrong[:5]))
+    model.load_state_dict(parts["model"])
+    return position, clock
+
+
+def _kept_config(kind: type[JobT], content: dict[str, Any], run: RunDirectory) -> JobT:
+    try:
+        return kind.model_validate(content)
+    except ValidationError as error:
+        raise RunDirectoryError(
+            f"{run.config_path}: is no configuration of this job ({error.error_count()} keys are "
+            "wrong). Choose another --out."
+        ) from error
 
 
 def augment_for(config: DataConfig) -> Augment:

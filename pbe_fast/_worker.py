@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from pbe_fast._jobs import StepLogger, Tester
+from pbe_fast._jobs import StepLogger, Tester, fingerprint, restore_state
 from pbe_fast.adversary import PGD
 from pbe_fast.config import PurifyConfig
 from pbe_fast.data.loader import ImageData
@@ -63,6 +63,7 @@ class LocalWorker:
         self.infected, self.model = infected, model
         self.device, self.progress = device, progress
         self.pgd: PGD = make_pgd(config.adversary)
+        self.inputs = fingerprint(config.model.checkpoint, sets.train, sets.clean)
         self.clock = Clock()
         self.rounds: list[dict[str, Any]] = []
         self.infected_result: dict[str, float] | None = None
@@ -159,19 +160,35 @@ class LocalWorker:
                 "images": self.clock.images,
                 "rounds": self.rounds,
                 "infected": self.infected_result,
+                "inputs": self.inputs,
             },
         )
 
-    def restore(self, tensors: Mapping[str, torch.Tensor], header: Mapping[str, Any]) -> Place:
-        """Take up what :meth:`save` kept."""
-        parts: dict[str, dict[str, torch.Tensor]] = {"model": {}, "momentum": {}}
-        for name, value in tensors.items():
-            kind, _, rest = name.partition(".")
-            if kind in parts:
-                parts[kind][rest] = value
-        self.model.load_state_dict(parts["model"])
-        self.clock = Clock(header["seconds"], header["images"])
-        self.rounds = list(header["rounds"])
-        self.infected_result = header["infected"]
-        position = Position(int(header["epoch"]), int(header["batch"]), parts["momentum"])
-        return Place(int(header["round"]), header["part"], tensors["subset"].numpy(), position)
+    def restore(
+        self, tensors: Mapping[str, torch.Tensor], header: Mapping[str, Any], rounds: int
+    ) -> Place:
+        """Take up what :meth:`save` kept.
+
+        Raises:
+            RunDirectoryError: the state is damaged, or about another model or other data.
+        """
+        position, self.clock = restore_state(self.run, self.model, tensors, header, self.inputs)
+        try:
+            self.rounds = [dict(facts) for facts in header["rounds"]]
+            self.infected_result = header["infected"]
+            place = Place(int(header["round"]), header["part"], _ids(tensors["subset"]), position)
+            last = place.subset[-1] if len(place.subset) else -1
+            known = place.part in ("finetune", "score") and 0 <= place.round < rounds
+            rising = place.subset[:1].min(initial=0) >= 0 and (np.diff(place.subset) > 0).all()
+            if not (known and rising and 0 <= last < len(self.data.ids)):
+                raise ValueError("the round or the subset is impossible")
+        except (KeyError, TypeError, ValueError) as error:
+            raise self.run.damaged(repr(error)) from error
+        return place
+
+
+def _ids(subset: torch.Tensor) -> Ids:
+    if subset.dtype != torch.int64 or subset.ndim != 1:
+        raise ValueError("the subset is no list of ids")
+    ids: Ids = subset.numpy()
+    return ids

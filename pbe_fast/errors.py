@@ -7,6 +7,7 @@ message and exits with code 2; a traceback is kept for bugs of ours.
 __all__ = [
     "CheckpointError",
     "ConfigError",
+    "DivergenceError",
     "ImageError",
     "ModelError",
     "PbeError",
@@ -23,6 +24,10 @@ class PbeError(ValueError):
 
 class ConfigError(PbeError):
     """The configuration names an unknown key or an impossible value."""
+
+
+class DivergenceError(PbeError):
+    """Training ended in numbers that are not finite, so there is no model to give back."""
 
 
 class ShardError(PbeError):

@@ -79,6 +79,8 @@ def evaluate(
     seen = 0
     with _eval_mode(model), torch.inference_mode():
         for batch in data.read(chosen, batch_size):
+            if not len(batch.ids):  # all undecodable; some models cannot take an empty batch
+                continue
             labels = batch.labels.to(device.torch)
             with device.autocast():
                 predicted = model(device.images(batch.images)).argmax(1)

@@ -66,7 +66,7 @@ def purify(config: PurifyConfig, out: Path, progress: Progress | None = None) ->
             place = Place(0, "finetune", worker.first_ids())
             worker.save(place)
         else:
-            place = worker.restore(*state)
+            place = worker.restore(*state, len(_rounds(config)))
             log.info("going on in round %d, %s", place.round, place.part)
         scores = run_rounds(_rounds(config), worker, place, worker.save)
         save_model(model, out / PURIFIED_NAME)

@@ -15,6 +15,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import torch
 from pydantic import BaseModel
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
@@ -29,6 +30,7 @@ __all__ = ["RunDirectory", "versions"]
 
 _STATE_KEY = "pbe_fast_state"
 _LOG_NAME = "log.txt"
+_RESOLVED = ("device", "precision")  # keys whose "auto" is replaced when a run begins
 
 
 class RunDirectory:
@@ -145,7 +147,7 @@ class RunDirectory:
             with self.events_path.open("rb") as file:
                 os.fsync(file.fileno())  # a state must not outlive the lines that it counts
         metadata = {_STATE_KEY: json.dumps({**header, "events": self.events})}
-        content = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+        content = {name: _own_copy(value) for name, value in tensors.items()}
         write_bytes(self.state_path, save(content, metadata=metadata))
 
     def load_state(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
@@ -163,12 +165,16 @@ class RunDirectory:
                 events = int(header["events"])
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
-            raise RunDirectoryError(
-                f"{self.state_path}: the saved state is damaged ({error}). Delete it to begin "
-                "this run again, or choose another --out."
-            ) from error
+            raise self.damaged(str(error)) from error
         self._cut_events(events)
         return tensors, header
+
+    def damaged(self, why: str) -> RunDirectoryError:
+        """The error of a saved state that cannot be gone on from."""
+        return RunDirectoryError(
+            f"{self.state_path}: the saved state is damaged ({why}). Delete it to begin this run "
+            "again, or choose another --out."
+        )
 
     def _cut_events(self, count: int) -> None:
         """Forget the lines that were written after the state was."""
@@ -177,6 +183,11 @@ class RunDirectory:
             lines = self.events_path.read_bytes().splitlines(keepends=True)[:count]
             self.events = len(lines)
             write_bytes(self.events_path, b"".join(lines))
+
+
+def _own_copy(value: Tensor) -> Tensor:
+    """On the CPU in memory of its own: tied weights share theirs, which safetensors refuses."""
+    return value.detach().cpu().clone(memory_format=torch.contiguous_format)
 
 
 def versions() -> dict[str, str]:
@@ -206,7 +217,7 @@ def _finite(value: Any) -> Any:
 
 
 def _differences(before: Any, now: Any, where: str = "") -> list[str]:
-    """Dotted keys with other values; ``auto`` now agrees with whatever it became before."""
+    """Dotted keys with other values; an ``auto`` that was resolved agrees with what it became."""
     if isinstance(before, dict) and isinstance(now, dict):
         keys = [*before, *(key for key in now if key not in before)]
         return [
@@ -216,6 +227,6 @@ def _differences(before: Any, now: Any, where: str = "") -> list[str]:
                 before.get(key), now.get(key), f"{where}.{key}" if where else str(key)
             )
         ]
-    if before == now or now == "auto":
+    if before == now or (now == "auto" and where in _RESOLVED):
         return []
     return [f"{where} was {before!r}, now {now!r}"]

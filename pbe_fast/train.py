@@ -1,6 +1,5 @@
 """Train a classifier from shards: an infected one from poisoned shards, else a benign one."""
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +9,12 @@ from pbe_fast._jobs import (
     StepLogger,
     Tester,
     augment_for,
+    fingerprint,
     finished_before,
     log_file,
     model_spec,
     open_data,
+    restore_state,
     run_facts,
     settle_device,
 )
@@ -65,12 +66,13 @@ def train(config: TrainConfig, out: Path, progress: Progress | None = None) -> d
             )
         tester = Tester(config, quarantine, classes, progress)
         state = run.load_state()
+        inputs = fingerprint(config.model.checkpoint, data)
         config, device = settle_device(config, run, model)
         log.info("training %s on %s in %s", spec.name, device.torch, device.precision)
         start, clock = Position(), Clock()
         if state is not None:
             tensors, header = state
-            start, clock = _resume(model, tensors, header)
+            start, clock = restore_state(run, model, tensors, header, inputs)
             log.info("going on at epoch %d, batch %d", start.epoch, start.batch)
         device.place(model)
         stage = Stage.of(
@@ -91,6 +93,7 @@ def train(config: TrainConfig, out: Path, progress: Progress | None = None) -> d
                 "batch": position.batch,
                 "seconds": clock.seconds,
                 "images": clock.images,
+                "inputs": inputs,
             }
             run.save_state(tensors, header)
 
@@ -131,17 +134,3 @@ def train(config: TrainConfig, out: Path, progress: Progress | None = None) -> d
         log.info("finished: %s", metrics.get("test"))
     write_report(out)
     return metrics
-
-
-def _resume(
-    model: torch.nn.Module, tensors: Mapping[str, torch.Tensor], header: Mapping[str, Any]
-) -> tuple[Position, Clock]:
-    """Put saved weights into the model, and say where to go on."""
-    model.load_state_dict(
-        {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")}
-    )
-    momentum = {
-        k.removeprefix("momentum."): v for k, v in tensors.items() if k.startswith("momentum.")
-    }
-    position = Position(int(header["epoch"]), int(header["batch"]), momentum)
-    return position, Clock(header["seconds"], header["images"])

@@ -22,6 +22,7 @@ from pbe_fast.data.augment import Augment, View
 from pbe_fast.data.loader import ImageData
 from pbe_fast.data.order import epoch_order
 from pbe_fast.device import Device
+from pbe_fast.errors import ConfigError, DivergenceError
 from pbe_fast.progress import Clock, Progress
 
 __all__ = ["Position", "Stage", "Step", "fit"]
@@ -130,8 +131,15 @@ def fit(
 
     Raises:
         ValueError: the stage has adversarial batches and there is no adversary.
+        ConfigError: there are fewer than two images.
+        DivergenceError: a weight is no finite number any more.
     """
     start = start or Position()
+    if len(ids) < 2:
+        raise ConfigError(
+            f"{stage.name}: {len(ids)} images to train on, and batch norm needs two. Give more "
+            "images, or raise data.clean_fraction or pbe.initial_fraction."
+        )
     per_epoch = -(-len(ids) // stage.batch_size)
     optimizer = torch.optim.SGD(
         model.parameters(), lr=stage.lr, momentum=stage.momentum, weight_decay=stage.weight_decay
@@ -201,11 +209,22 @@ def fit(
                     checkpoint(Position(epoch, index + 1, _momentum(model, optimizer)))
                     saved = time.monotonic()
             model.eval()
+            _require_finite(model, stage, epoch)
             on_epoch(epoch + 1)
             if epoch + 1 < stage.epochs and time.monotonic() - saved >= checkpoint_seconds:
                 checkpoint(Position(epoch + 1, 0, _momentum(model, optimizer)))
                 saved = time.monotonic()
     model.eval()
+
+
+def _require_finite(model: nn.Module, stage: Stage, epoch: int) -> None:
+    for name, value in model.state_dict().items():
+        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+            raise DivergenceError(
+                f"{stage.name}: training diverged in epoch {epoch + 1} ({name} is not finite). "
+                f"Lower the learning rate, which is {stage.lr:g} (aft.lr, pbe.lr or lr), and "
+                "begin again in a new folder."
+            )
 
 
 def _batch_seed(seed: int, round_index: int, epoch: int, batch: int) -> int:

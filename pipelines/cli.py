@@ -335,6 +335,8 @@ def evaluate_command(
     """
     if width is not None and not model:
         raise ConfigError("--width is given, but no --model that it belongs to.")
+    if model.startswith(("timm:", "torchvision:")) and image_size is None:
+        raise ConfigError(f"{model} takes images of many sizes: give --image-size, such as 224.")
     classes = Manifest.load(test).num_classes
     options = {} if width is None else {"width": width}
     spec = ModelSpec(model, classes, image_size or 32, options) if model else None

@@ -1,6 +1,7 @@
 """The purification job: stopping anywhere and going on ends in the same bytes."""
 
 import json
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -9,12 +10,14 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import save
 
 from pbe_fast import PurifyConfig, TrainConfig, load_config, load_model, poison, purify, train
 from pbe_fast.config import PoisonConfig
 from pbe_fast.data.shards import write_shards
 from pbe_fast.data.signs import sign_names, signs
-from pbe_fast.errors import CheckpointError, ConfigError, RunDirectoryError
+from pbe_fast.errors import CheckpointError, ConfigError, DivergenceError, RunDirectoryError
 
 CLASSES = 3
 RESULTS = ("purified.safetensors", "suspects.parquet")
@@ -86,8 +89,9 @@ def _config(world: Path, method: str, *settings: str) -> PurifyConfig:
         "data.attack": world / "bad" / "attack.safetensors",
     }
     if method == "aft":
-        values |= {"data.clean": world / "train", "data.clean_fraction": 0.3}
+        values |= {"data.clean": world / "train"}
     base = [
+        "data.clean_fraction=0.3",
         "data.image_size=16", "precision=float32", "device=cpu", "checkpoint_seconds=0",
         "adversary.steps=2", "eval_batch_size=50",
         "aft.batch_size=10", "aft.epochs=3", "aft.adversarial_epochs=1",
@@ -297,3 +301,107 @@ def test_purify_leaves_torch_randomness_alone(world: Path, tmp_path: Path) -> No
     before = torch.get_rng_state()
     purify(_config(world, "aft", "aft.epochs=1"), tmp_path / "run")
     assert torch.equal(before, torch.get_rng_state())
+
+
+def _stopped(world: Path, out: Path) -> PurifyConfig:
+    """A PBE run that was stopped inside round 1."""
+    config = _config(world, "pbe")
+    with pytest.raises(Stop):
+        purify(config, out, StopAfter(30, "round 1"))
+    return config
+
+
+def _rewrite(out: Path, change: Callable[[dict[str, Any], dict[str, Any]], None]) -> None:
+    """Change the saved state's tensors and header."""
+    path = out / "state.safetensors"
+    with safe_open(path, framework="pt") as file:
+        header = json.loads(file.metadata()["pbe_fast_state"])
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    change(tensors, header)
+    path.write_bytes(save(tensors, metadata={"pbe_fast_state": json.dumps(header)}))
+
+
+def _nan(tensors: dict[str, Any], _header: dict[str, Any]) -> None:
+    tensors["model.net.conv1.weight"] = tensors["model.net.conv1.weight"] * float("nan")
+
+
+DAMAGES: list[Callable[[dict[str, Any], dict[str, Any]], Any]] = [
+    lambda tensors, header: header.pop("epoch"),
+    lambda tensors, header: header.update(epoch=-1),
+    lambda tensors, header: header.update(round=99),
+    lambda tensors, header: header.update(part="nothing"),
+    lambda tensors, header: tensors.update(subset=torch.tensor([5, 10**6])),
+    lambda tensors, header: tensors.update(subset=torch.tensor([-1, 3])),
+    lambda tensors, header: tensors.update(subset=torch.zeros(0, dtype=torch.int64)),
+    lambda tensors, header: tensors.update(subset=torch.tensor([[1, 2]])),
+    lambda tensors, header: tensors.update({"momentum.net.conv1.weight": torch.zeros(3)}),
+    lambda tensors, header: [tensors.pop(name) for name in list(tensors) if "conv1" in name],
+    _nan,
+]
+
+
+def test_a_damaged_state_is_refused(world: Path, tmp_path: Path) -> None:
+    config = _stopped(world, tmp_path / "run")
+    whole = (tmp_path / "run" / "state.safetensors").read_bytes()
+    for damage in DAMAGES:
+        (tmp_path / "run" / "state.safetensors").write_bytes(whole)
+        _rewrite(tmp_path / "run", damage)  # type: ignore[arg-type]  # what it returns is dropped
+        with pytest.raises(RunDirectoryError, match="saved state is damaged"):
+            purify(config, tmp_path / "run")
+
+
+def test_a_run_does_not_go_on_with_other_data(world: Path, tmp_path: Path) -> None:
+    bad = tmp_path / "bad"
+    shutil.copytree(world / "bad", bad)
+    values = _config(world, "pbe").model_dump()
+    values["data"] |= {"train": bad, "truth": None}
+    config = PurifyConfig.model_validate(values)
+    with pytest.raises(Stop):
+        purify(config, tmp_path / "run", StopAfter(30, "round 1"))
+    plan = PoisonConfig(image_size=16, target=2)
+    poison(world / "train", bad, plan, overwrite=True)
+    with pytest.raises(RunDirectoryError, match="have changed since"):
+        purify(config, tmp_path / "run")
+
+
+def test_a_config_that_was_tampered_with_is_refused(world: Path, tmp_path: Path) -> None:
+    config = _stopped(world, tmp_path / "run")
+    path = tmp_path / "run" / "config.yaml"
+    text = path.read_text()
+    assert "device: cpu" in text
+    for other in ("device: []", "device: 3"):
+        path.write_text(text.replace("device: cpu", other))
+        with pytest.raises(RunDirectoryError):
+            purify(config.model_copy(update={"device": "auto"}), tmp_path / "run")
+
+
+@pytest.mark.parametrize("method", ["aft", "pbe"])
+def test_a_diverged_run_gives_no_model(world: Path, tmp_path: Path, method: str) -> None:
+    with pytest.raises(DivergenceError, match=rf"diverged in epoch.*{method}\.lr"):
+        purify(_config(world, method, f"{method}.lr=1e30"), tmp_path / "run")
+    assert not (tmp_path / "run" / "purified.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    ("method", "setting"),
+    [("aft", "data.clean_fraction=0.001"), ("pbe", "pbe.initial_fraction=0.001")],
+)
+def test_one_image_is_not_enough(world: Path, tmp_path: Path, method: str, setting: str) -> None:
+    with pytest.raises(ConfigError, match="1 images to train on"):
+        purify(_config(world, method, setting), tmp_path / "run")
+
+
+def test_the_size_of_a_network_that_takes_any_must_be_said(world: Path, tmp_path: Path) -> None:
+    config = load_config(
+        PurifyConfig,
+        None,
+        ["model.name=timm:resnet10t"],
+        {"model.checkpoint": world / "infected" / "model.safetensors", "data.train": world / "bad"},
+    )
+    with pytest.raises(ConfigError, match=r"data\.image_size"):
+        purify(config, tmp_path / "run")
+
+
+def test_a_model_of_another_size_is_refused(world: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="images of 16 pixels"):
+        purify(_config(world, "pbe", "data.image_size=20"), tmp_path / "run")

@@ -362,3 +362,13 @@ def test_a_checkout_that_is_not_installed_still_runs(monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(run_directory, "version", missing)
     assert versions()["pbe-fast"] == "unknown"
+
+
+def test_tied_weights_are_kept(run: RunDirectory) -> None:
+    """Two names for one tensor, as in a network that shares a layer."""
+    shared = torch.arange(4.0)
+    run.save_state({"model.a": shared, "model.b": shared, "model.c": shared[1:3]}, {})
+    state = run.load_state()
+    assert state is not None
+    assert state[0]["model.b"].tolist() == [0, 1, 2, 3]
+    assert state[0]["model.c"].tolist() == [1, 2]

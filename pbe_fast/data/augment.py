@@ -5,8 +5,9 @@
   that has the size already is taken as it is.
 - ``crop_rotate`` (the paper's, for 32x32): as ``none``, then a random crop after padding by an
   eighth of the side (4 at 32) with black, and a rotation by up to 10 degrees.
-- ``resized_crop`` (for 224x224): a random area of 25 to 100 % with aspect 3/4 to 4/3, resized,
-  and a horizontal flip where ``flip`` is set; traffic signs and digits must not be flipped.
+- ``resized_crop`` (for 224x224): a random area of 25 to 100 % with aspect 3/4 to 4/3, resized.
+
+With ``flip``, half of the images are mirrored as well; traffic signs and digits must not be.
 
 Random draws are functions of (seed, stream, sample id), so the batch's layout, the workers and
 a resumed run do not change them.
@@ -43,7 +44,7 @@ class View:
     Attributes:
         size: side in pixels.
         augment: see the module.
-        flip: mirror half of the images (``resized_crop`` only).
+        flip: mirror half of the images, with either augmentation.
         seed, stream: of what the random draws are a function.
     """
 
@@ -73,8 +74,11 @@ class View:
         """What is done to a whole batch ``(N, 3, size, size)`` uint8: crop and rotation."""
         if self.augment != "crop_rotate":
             return images
-        draws = uniform(ids, 3, self.seed, "augment", *self.stream)
-        return crop_rotate(images, torch.from_numpy(draws))
+        draws = uniform(ids, 4, self.seed, "augment", *self.stream)
+        if self.flip:
+            mirrored = torch.from_numpy(draws[:, 3] < 0.5)[:, None, None, None]
+            images = torch.where(mirrored, images.flip(3), images)
+        return crop_rotate(images, torch.from_numpy(draws[:, :3]))
 
 
 def crop_rotate(images: Tensor, draws: Tensor) -> Tensor:

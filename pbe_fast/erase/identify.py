@@ -12,6 +12,7 @@ from torch import nn
 from kernels import agreement
 from pbe_fast.data.loader import ImageData
 from pbe_fast.device import Device
+from pbe_fast.errors import DivergenceError
 from pbe_fast.progress import Progress
 
 __all__ = ["score", "select_top"]
@@ -32,6 +33,9 @@ def score(
 ) -> Scores:
     """The agreement of two models on every image, without augmentation.
 
+    Raises:
+        DivergenceError: a model's logits are not finite.
+
     Returns:
         ``(len(data.manifest),)`` float32 in [-1, 1], high for clean; NaN where an image is
         undecodable.
@@ -42,10 +46,19 @@ def score(
     current.eval()
     with torch.inference_mode():
         for batch in data.read(data.ids, batch_size):
+            if not len(batch.ids):  # all undecodable; some models cannot take an empty batch
+                continue
             images = device.images(batch.images)
             with device.autocast():
                 first, second = infected(images), current(images)
-            scores[batch.ids.numpy()] = agreement(first, second).cpu().numpy()
+            found = agreement(first, second).cpu().numpy()
+            if np.isnan(found).any():
+                where = data.manifest.describe(int(batch.ids[int(np.isnan(found).argmax())]))
+                raise DivergenceError(
+                    f"{where}: a model's logits are not finite, so the image cannot be scored. "
+                    "Check the model, or lower the learning rate."
+                )
+            scores[batch.ids.numpy()] = found
             progress.advance(len(batch.ids))
     return scores
 

@@ -23,6 +23,8 @@ Triple = tuple[float, float, float]
 
 _MAX_CLASSES = 1_000_000
 _MAX_IMAGE_SIZE = 4096
+_MAX_PIXEL = 1000  # of a mean or std; beyond it the logits overflow
+_MIN_STD = 1e-6
 
 
 @dataclass(frozen=True)
@@ -56,8 +58,8 @@ class ModelSpec:
         object.__setattr__(self, "options", _checked_options(self.options))
         object.__setattr__(self, "mean", _checked_triple("mean", self.mean))
         object.__setattr__(self, "std", _checked_triple("std", self.std))
-        if self.std is not None and min(self.std) <= 0:
-            raise ModelError(f"std is {self.std}: each of the three numbers must be above 0.")
+        if self.std is not None and min(self.std) < _MIN_STD:
+            raise ModelError(f"std is {self.std}: each number must be at least {_MIN_STD}.")
 
     def to_json(self) -> str:
         """One line of JSON with sorted keys; the same spec gives the same text."""
@@ -198,6 +200,11 @@ def _checked_triple(name: str, values: Any) -> Triple | None:
     if values is None:
         return None
     right = isinstance(values, list | tuple) and len(values) == 3
-    if not right or any(type(v) not in (int, float) or not math.isfinite(v) for v in values):
-        raise ModelError(f"{name} is {values!r:.80}: give three finite numbers, one a channel.")
+    # Compared before anything is converted: a huge integer is no float at all.
+    if not right or not all(
+        type(v) in (int, float) and -_MAX_PIXEL <= v <= _MAX_PIXEL for v in values
+    ):
+        raise ModelError(
+            f"{name} is {values!r:.80}: give three numbers of at most {_MAX_PIXEL}, one a channel."
+        )
     return (float(values[0]), float(values[1]), float(values[2]))

@@ -241,12 +241,11 @@ def test_half_of_the_images_are_mirrored_and_only_when_asked(
     assert 70 <= mirrored <= 130
 
 
-def test_flips_are_of_resized_crop_only() -> None:
+def test_images_that_are_not_augmented_are_not_flipped() -> None:
     pixels, images = _pixels(32, 32), _images(20, 32)
     for i in range(20):
         np.testing.assert_array_equal(View(32, "none", flip=True).image(pixels, i), pixels)
-    turned = View(32, "crop_rotate", flip=True).batch(images, np.arange(20))
-    assert torch.equal(turned, View(32, "crop_rotate").batch(images, np.arange(20)))
+    assert torch.equal(View(32, "none", flip=True).batch(images, np.arange(20)), images)
 
 
 def test_crops_depend_on_sample_seed_and_epoch() -> None:
@@ -259,3 +258,16 @@ def test_crops_depend_on_sample_seed_and_epoch() -> None:
     outs = [view.image(pixels, i).tobytes() for view in views for i in (0, 1)]
     assert len(set(outs)) == len(outs)
     assert outs == [view.image(pixels, i).tobytes() for view in views for i in (0, 1)]
+
+
+def test_flip_mirrors_half_of_small_images_too() -> None:
+    ids = np.arange(200)
+    images = torch.zeros(200, 3, 9, 9, dtype=torch.uint8)
+    images[:, :, :, 1] = 255  # at the left; shifts are by one pixel at most
+    plain = View(9, "crop_rotate", flip=False, seed=1).batch(images, ids)
+    flipped = View(9, "crop_rotate", flip=True, seed=1).batch(images, ids)
+    same = (plain == flipped).flatten(1).all(1)
+    assert 60 < int(same.sum()) < 140  # half of them, and those with the same crop as before
+    right = flipped[~same].float().mean((1, 2))[:, 5:].sum(1)
+    left = flipped[~same].float().mean((1, 2))[:, :4].sum(1)
+    assert bool((right > left).all())
