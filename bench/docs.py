@@ -67,6 +67,31 @@ def results_table() -> str:
     return "\n".join(lines)
 
 
+def published_line() -> str:
+    """What AFT's published learning rate gives, where it was run."""
+    parts = []
+    for name, title in NAMES.items():
+        run = _cells().get(name, {}).get("aft_published")
+        if run is not None:
+            parts.append(
+                f"{title}: ASR {_percent(run['purified'].get('asr'))}, "
+                f"ACC {_percent(run['purified'].get('acc'))}"
+            )
+    return "; ".join(parts) + "." if parts else "Not measured yet."
+
+
+def missing_line() -> str:
+    """Which cells of the table have not been run."""
+    cells = _cells()
+    gone = [
+        f"{title} with {part.upper()}"
+        for name, title in NAMES.items()
+        for part in ("aft", "pbe")
+        if part not in cells.get(name, {})
+    ]
+    return f"Not measured yet (–): {', '.join(gone)}." if gone else "Every cell was measured."
+
+
 def rounds_table() -> str:
     """PBE round by round: what was trained on, and what came of it."""
     lines = [
@@ -124,6 +149,8 @@ def _key_rows(kind: type[BaseModel], prefix: str) -> list[str]:
 
 BLOCKS: dict[str, Callable[[], str]] = {
     "results": results_table,
+    "missing": missing_line,
+    "published": published_line,
     "rounds": rounds_table,
     "times": time_table,
     "poison-keys": _keys(PoisonConfig),

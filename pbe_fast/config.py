@@ -83,12 +83,16 @@ class DataConfig(_Strict):
     test: Path | None = Field(None, description="clean test shards, for ACC and ASR")
     attack: Path | None = Field(None, description="attack.safetensors, for ASR")
     truth: Path | None = Field(None, description="truth.parquet, for the suspects' AUROC")
-    image_size: int = Field(32, ge=1, le=4096)
-    augment: Literal["auto", "none", "crop_rotate", "resized_crop"] = "auto"
-    flip: bool = False
+    image_size: int = Field(32, ge=1, le=4096, description="side in pixels")
+    augment: Literal["auto", "none", "crop_rotate", "resized_crop"] = Field(
+        "auto", description="auto: crop_rotate up to 64 pixels, else resized_crop"
+    )
+    flip: bool = Field(False, description="mirror half of the training images")
     workers: int | None = Field(None, ge=0, description="decoding processes; null chooses")
     check_digests: bool = Field(True, description="compare every shard's SHA-256 at the start")
-    quarantine_budget: Fraction = Field(0.001, ge=0, le=1)
+    quarantine_budget: Fraction = Field(
+        0.001, ge=0, le=1, description="share of images that may be undecodable"
+    )
 
 
 class AdversaryConfig(_Strict):
@@ -178,7 +182,7 @@ class PoisonConfig(_Strict):
         0.1, gt=0, le=1, description="of the training set; clean_label: of the target class"
     )
     clean_label: bool = False
-    image_size: int = Field(32, ge=1, le=4096)
+    image_size: int = Field(32, ge=1, le=4096, description="side in pixels")
     patch_size: int = Field(0, ge=0, description="badnets; 0: 3/32 of the image")
     picture: str = Field("kitten", description="blend: kitten, dog, or an image file")
     alpha: float = Field(0.2, gt=0, le=1, description="blend")
