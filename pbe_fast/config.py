@@ -119,6 +119,9 @@ class AftConfig(SgdConfig):
     """Adversarial fine-tuning with a clean set."""
 
     epochs: int = Field(20, ge=1)
+    schedule: Literal["constant", "cosine"] = Field(
+        "constant", description="of the learning rate; cosine falls to zero over the epochs"
+    )
     adversarial_epochs: int = Field(3, ge=0, description="first epochs, every batch adversarial")
 
 

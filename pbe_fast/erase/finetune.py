@@ -26,6 +26,7 @@ def aft_stage(config: AftConfig, augment: Augment, flip: bool) -> Stage:
     return Stage.of(
         config,
         name="aft",
+        schedule=config.schedule,
         augment=augment,
         flip=flip,
         adversarial_epochs=config.adversarial_epochs,
