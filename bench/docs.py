@@ -20,6 +20,7 @@ __all__ = ["DOCUMENTS", "refreshed"]
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = ("README.md", "docs/results.md", "docs/configuration.md")
+RATES = ROOT / "bench" / "results" / "signs_aft_rates.json"
 RESULTS = ROOT / "bench" / "results" / "gtsrb_attacks.json"
 _BLOCK = re.compile(r"(<!-- begin (?P<name>[\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
@@ -67,17 +68,28 @@ def results_table() -> str:
     return "\n".join(lines)
 
 
-def published_line() -> str:
-    """What AFT's published learning rate gives, where it was run."""
-    parts = []
+def other_rates_table() -> str:
+    """AFT on GTSRB at other learning rates, where they were run."""
+    lines = ["| attack | learning rate | ACC | ASR |", "| --- | --- | ---: | ---: |"]
     for name, title in NAMES.items():
-        run = _cells().get(name, {}).get("aft_published")
-        if run is not None:
-            parts.append(
-                f"{title}: ASR {_percent(run['purified'].get('asr'))}, "
-                f"ACC {_percent(run['purified'].get('acc'))}"
-            )
-    return "; ".join(parts) + "." if parts else "Not measured yet."
+        for part, rate in (("aft_published", "0.001"), ("aft_constant", "0.05")):
+            run = _cells().get(name, {}).get(part)
+            if run is not None:
+                values = (_percent(run["purified"].get(key)) for key in ("acc", "asr"))
+                lines.append(f"| {title} | {rate}, constant | {' | '.join(values)} |")
+    return "\n".join(lines)
+
+
+def signs_rates_table() -> str:
+    """AFT on drawn signs at each rate that was tried."""
+    content: dict[str, Any] = json.loads(RATES.read_text(encoding="utf-8"))
+    lines = ["| learning rate | ACC | ASR |", "| --- | ---: | ---: |"]
+    for name, run in content["runs"].items():
+        values = (_percent(run["purified"][key]) for key in ("acc", "asr"))
+        lines.append(f"| {name} | {' | '.join(values)} |")
+    infected = next(iter(content["runs"].values()))["infected"]
+    lines.append(f"| (infected) | {_percent(infected['acc'])} | {_percent(infected['asr'])} |")
+    return "\n".join(lines)
 
 
 def missing_line() -> str:
@@ -150,7 +162,8 @@ def _key_rows(kind: type[BaseModel], prefix: str) -> list[str]:
 BLOCKS: dict[str, Callable[[], str]] = {
     "results": results_table,
     "missing": missing_line,
-    "published": published_line,
+    "other-rates": other_rates_table,
+    "signs-rates": signs_rates_table,
     "rounds": rounds_table,
     "times": time_table,
     "poison-keys": _keys(PoisonConfig),

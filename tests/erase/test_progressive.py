@@ -88,7 +88,9 @@ def test_the_schedule_of_aft() -> None:
         20, 128, 0.9, 5e-4,
     )  # fmt: skip
     assert [stage.is_adversarial(e, 10) for e in range(4)] == [True, True, True, False]
-    assert stage.lr_at(0.0) == stage.lr_at(0.9) == stage.lr
+    assert stage.lr_at(0.0) == stage.lr_at(0.9) == stage.lr == 0.001
+    falling = aft_stage(AftConfig(schedule="cosine", lr=0.1), "none", False)
+    assert falling.lr_at(0.5) == pytest.approx(0.05)
 
 
 @given(st.integers(1, 500), st.floats(0.001, 1), st.integers(0, 5))
