@@ -28,7 +28,7 @@ __all__ = ["run_demo"]
 CLASSES = 10
 SIZE = 32
 TRAIN_PER_CLASS = 600
-TEST_PER_CLASS = 150
+TEST_PER_CLASS = 100
 WIDTH = 16
 ATTACK = "blend"
 
@@ -41,7 +41,7 @@ def run_demo(
     progress: Progress,
     train_per_class: int = TRAIN_PER_CLASS,
     test_per_class: int = TEST_PER_CLASS,
-    epochs: int = 10,
+    epochs: int = 8,
 ) -> dict[str, Any]:
     """Draw, poison, infect, purify with a clean 5 % and with none.
 
@@ -103,7 +103,8 @@ def run_demo(
             method="pbe",
             model=model,
             data=measured.model_copy(update=known),
-            pbe=PbeConfig(),
+            pbe=PbeConfig(epochs=8),  # of 10: the demo has to end within five minutes
+            curve_samples=500,
             seed=seed,
             device=device,
         ),
