@@ -41,7 +41,7 @@ def run_demo(
     progress: Progress,
     train_per_class: int = TRAIN_PER_CLASS,
     test_per_class: int = TEST_PER_CLASS,
-    epochs: int = 8,
+    epochs: int = 10,
 ) -> dict[str, Any]:
     """Draw, poison, infect, purify with a clean 5 % and with none.
 
@@ -92,6 +92,7 @@ def run_demo(
             model=model,
             data=measured.model_copy(update=known | few_clean),
             aft=AftConfig(batch_size=32, lr=0.01),
+            curve_samples=500,
             seed=seed,
             device=device,
         ),
