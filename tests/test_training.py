@@ -1,7 +1,5 @@
 """The training loop: which batches are adversarial, what it reports, what it refuses."""
 
-from collections.abc import Callable
-
 import numpy as np
 import pytest
 import torch
@@ -94,10 +92,10 @@ def _fit(
     return net, steps, saved, epochs, clock
 
 
-def _recorder(
-    net: Net,
-) -> tuple[list[tuple[Position, dict[str, Tensor]]], Callable[[Position], None]]:
-    """Keeps every checkpoint with the weights of its moment."""
+def _checkpoints(
+    net: Net, data: ImageData, stage: Stage, pgd: PGD | None
+) -> list[tuple[Position, dict[str, Tensor]]]:
+    """Train, and keep every checkpoint with the weights of its moment."""
     states: list[tuple[Position, dict[str, Tensor]]] = []
 
     def checkpoint(position: Position) -> None:
@@ -105,7 +103,12 @@ def _recorder(
         momentum = {k: v.clone() for k, v in position.momentum.items()}
         states.append((Position(position.epoch, position.batch, momentum), weights))
 
-    return states, checkpoint
+    fit(
+        net, data, data.ids, stage, CPU, pgd=pgd, seed=0, progress=Silent(), clock=Clock(),
+        on_step=lambda _step: None, on_epoch=lambda _epoch: None, checkpoint=checkpoint,
+        checkpoint_seconds=0,
+    )  # fmt: skip
+    return states
 
 
 def test_every_image_is_seen_once_an_epoch(data: ImageData) -> None:
@@ -155,22 +158,7 @@ def test_every_checkpoint_leads_to_the_same_weights(data: ImageData, stop: int) 
     stage = _stage(adversarial_batches=2, augment="crop_rotate", schedule="cosine")
     whole, *_ = _fit(data, stage)
     net = Net()
-    states, checkpoint = _recorder(net)
-    fit(
-        net,
-        data,
-        data.ids,
-        stage,
-        CPU,
-        pgd=PGD2,
-        seed=0,
-        progress=Silent(),
-        clock=Clock(),
-        on_step=lambda _step: None,
-        on_epoch=lambda _epoch: None,
-        checkpoint=checkpoint,
-        checkpoint_seconds=0,
-    )
+    states = _checkpoints(net, data, stage, PGD2)
     assert [(p.epoch, p.batch) for p, _ in states] == [
         (0, 1), (0, 2), (0, 3), (0, 4), (1, 0), (1, 1), (1, 2), (1, 3), (1, 4),
     ]  # fmt: skip
@@ -205,22 +193,7 @@ def test_dropout_goes_on_where_it_was(data: ImageData) -> None:
     _fit(data, _stage(), pgd=None, net=whole)
     assert torch.equal(before, torch.get_rng_state())
     net = Dropping()
-    states, checkpoint = _recorder(net)
-    fit(
-        net,
-        data,
-        data.ids,
-        _stage(),
-        CPU,
-        pgd=None,
-        seed=0,
-        progress=Silent(),
-        clock=Clock(),
-        on_step=lambda _step: None,
-        on_epoch=lambda _epoch: None,
-        checkpoint=checkpoint,
-        checkpoint_seconds=0,
-    )
+    states = _checkpoints(net, data, _stage(), None)
     position, weights = states[2]
     again = Dropping()
     again.load_state_dict(weights)
