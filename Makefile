@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test check clean
+.PHONY: demo test test-gpu check bench bench-gpu clean
 
 .venv/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -20,6 +20,19 @@ check: .venv/.installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest tests/test_imports.py
+
+test-gpu: .venv/.installed
+	TRITON_INTERPRET=0 $(BIN)/python -m pytest -m gpu
+
+.venv/.bench: .venv/.installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
+	touch $@
+
+bench: .venv/.bench
+	$(BIN)/python -m bench.run runs/bench
+
+bench-gpu: .venv/.bench
+	$(BIN)/python -m bench.run runs/bench --device cuda
 
 clean:
 	rm -rf .venv runs

@@ -31,8 +31,9 @@ WIDTH = 16
 EPOCHS = 8
 CLEAN_FRACTION = 0.05
 BENIGN = "benign"
-# AFT's rate and schedule were chosen on drawn signs (bench/aft_rates.py), before any ASR on GTSRB
-# was measured with them. The published constant 0.001, and 0.05, stand beside where they were run.
+# AFT's rate and schedule were chosen on drawn signs (bench/aft_settings.py), before any ASR on
+# GTSRB was measured with them. The published constant 0.001, and 0.05, stand beside where they
+# were run.
 METHODS: dict[str, dict[str, Any]] = {
     "aft": {"method": "aft", "aft.lr": 0.1, "aft.schedule": "cosine"},
     "pbe": {"method": "pbe"},

@@ -14,13 +14,15 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from bench import _performance
 from pbe_fast import PoisonConfig, PurifyConfig, TrainConfig
 
 __all__ = ["DOCUMENTS", "refreshed"]
 
 ROOT = Path(__file__).parent.parent
-DOCUMENTS = ("README.md", "docs/results.md", "docs/configuration.md")
-RATES = ROOT / "bench" / "results" / "signs_aft_rates.json"
+DOCUMENTS = ("README.md", "docs/results.md", "docs/configuration.md", "docs/performance.md")
+SETTINGS = ROOT / "bench" / "results" / "signs_aft_settings.json"
+PLOT = ROOT / "docs" / "performance.png"
 RESULTS = ROOT / "bench" / "results" / "gtsrb_attacks.json"
 _BLOCK = re.compile(r"(<!-- begin (?P<name>[\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
@@ -80,15 +82,21 @@ def other_rates_table() -> str:
     return "\n".join(lines)
 
 
-def signs_rates_table() -> str:
-    """AFT on drawn signs at each rate that was tried."""
-    content: dict[str, Any] = json.loads(RATES.read_text(encoding="utf-8"))
-    lines = ["| learning rate | ACC | ASR |", "| --- | ---: | ---: |"]
-    for name, run in content["runs"].items():
-        values = (_percent(run["purified"][key]) for key in ("acc", "asr"))
-        lines.append(f"| {name} | {' | '.join(values)} |")
-    infected = next(iter(content["runs"].values()))["infected"]
-    lines.append(f"| (infected) | {_percent(infected['acc'])} | {_percent(infected['asr'])} |")
+def signs_settings_table() -> str:
+    """AFT on drawn signs with each setting that was tried."""
+    content: dict[str, Any] = json.loads(SETTINGS.read_text(encoding="utf-8"))
+    runs = content["runs"]
+    names = list(dict.fromkeys(name for part in runs.values() for name in part))
+    heads = [f"{NAMES[attack]} {measure}" for attack in runs for measure in ("ACC", "ASR")]
+    lines = [f"| setting | {' | '.join(heads)} |", f"| --- |{' ---: |' * len(heads)}"]
+
+    def line(title: str, find: Callable[[str], dict[str, float]]) -> str:
+        values = [_percent(find(attack).get(key)) for attack in runs for key in ("acc", "asr")]
+        return f"| {title} | {' | '.join(values)} |"
+
+    for name in names:
+        lines.append(line(name, lambda a, n=name: runs[a].get(n, {}).get("purified", {})))  # type: ignore[misc]  # bound now
+    lines.append(line("(infected)", lambda a: next(iter(runs[a].values()))["infected"]))
     return "\n".join(lines)
 
 
@@ -163,12 +171,13 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "results": results_table,
     "missing": missing_line,
     "other-rates": other_rates_table,
-    "signs-rates": signs_rates_table,
+    "signs-settings": signs_settings_table,
     "rounds": rounds_table,
     "times": time_table,
     "poison-keys": _keys(PoisonConfig),
     "train-keys": _keys(TrainConfig),
     "purify-keys": _keys(PurifyConfig),
+    **_performance.BLOCKS,
 }
 
 
@@ -177,6 +186,7 @@ def main() -> None:
     for name in DOCUMENTS:
         path = ROOT / name
         path.write_text(refreshed(path.read_text(encoding="utf-8")), encoding="utf-8")
+    _performance.plot(PLOT)
 
 
 if __name__ == "__main__":

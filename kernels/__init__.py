@@ -1,8 +1,27 @@
-"""One GPU operation a file; for now each in plain torch, the reference for later kernels."""
+"""One GPU operation a file: equation, torch twin, Triton kernel, launcher.
+
+A public name is the operation itself: it runs the kernel on CUDA tensors and the twin elsewhere,
+and ``torch.compile`` and CUDA graphs accept it.
+"""
 
 from kernels.agreement import agreement
-from kernels.inject import add_pattern, mix_pattern
-from kernels.pgd_step import pgd_step_l2, pgd_step_linf
-from kernels.warp import warp
+from kernels.inject import add_pattern, inject, mix_pattern
+from kernels.pgd_start import pgd_start
+from kernels.pgd_step_l2 import pgd_step_l2
+from kernels.pgd_step_linf import pgd_step_linf
+from kernels.retire import beaten, retire
+from kernels.warp import warp, warp_normalise
 
-__all__ = ["add_pattern", "agreement", "mix_pattern", "pgd_step_l2", "pgd_step_linf", "warp"]
+__all__ = [
+    "add_pattern",
+    "agreement",
+    "beaten",
+    "inject",
+    "mix_pattern",
+    "pgd_start",
+    "pgd_step_l2",
+    "pgd_step_linf",
+    "retire",
+    "warp",
+    "warp_normalise",
+]

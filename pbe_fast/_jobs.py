@@ -93,8 +93,19 @@ def settle_device(config: JobT, run: RunDirectory, model: nn.Module) -> tuple[Jo
     """Resolve ``auto``, as it was when the run began, and keep the configuration with the run."""
     before = run.read_config()
     begun = config if before is None else _kept_config(type(config), before, run)
-    device = choose_device(begun.device, begun.precision, model, config.data.image_size)
-    update = {"device": str(device.torch), "precision": device.precision}
+    device = choose_device(
+        begun.device,
+        begun.precision,
+        model,
+        config.data.image_size,
+        layout=begun.memory_format,
+        say=run.logger.info,
+    )
+    update = {
+        "device": str(device.torch),
+        "precision": device.precision,
+        "memory_format": device.layout,
+    }
     config = config.model_copy(update=update)
     run.write_config(config)
     return config, device

@@ -117,6 +117,7 @@ class LocalWorker:
             on_epoch=on_epoch,
             checkpoint=checkpoint,
             checkpoint_seconds=self.config.checkpoint_seconds,
+            say=self.run.logger.info,
         )
 
     def score(self, place: Place) -> Scores | None:

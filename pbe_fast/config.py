@@ -103,6 +103,12 @@ class AdversaryConfig(_Strict):
     step_255: float | None = Field(None, gt=0, description="null: eps / 5")
     steps: int = Field(7, ge=1)
     random_start: bool = False
+    mode: Literal["exact", "retire"] = Field(
+        "exact", description="exact: all steps for every image; retire: done ones leave the batch"
+    )
+    margin: float = Field(0.0, ge=0, description="retire: of logits, by which a done one is wrong")
+    fold: bool = Field(True, description="fold batch norm into the convolutions of the mined copy")
+    compile: bool = Field(True, description="CUDA: torch.compile and CUDA graphs for mining")
 
 
 class SgdConfig(_Strict):
@@ -144,6 +150,9 @@ class JobConfig(_Strict):
     seed: int = Field(0, ge=0, le=_MAX_SEED)
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
     precision: Literal["auto", "float32", "bfloat16"] = Field("auto", description="auto measures")
+    memory_format: Literal["auto", "channels_last", "contiguous"] = Field(
+        "auto", description="auto measures"
+    )
     eval_batch_size: int = Field(512, ge=1)
     curve_samples: int = Field(2000, ge=0, description="test images for the curves; 0: no curves")
     checkpoint_seconds: float = Field(30.0, ge=0, description="at most this much work is lost")

@@ -30,7 +30,11 @@ __all__ = ["RunDirectory", "versions"]
 
 _STATE_KEY = "pbe_fast_state"
 _LOG_NAME = "log.txt"
-_RESOLVED = ("device", "precision")  # keys whose "auto" is replaced when a run begins
+_RESOLVED = (
+    "device",
+    "precision",
+    "memory_format",
+)  # keys whose "auto" is replaced when a run begins
 
 
 class RunDirectory:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pbe_fast.adversary import PGD
+from pbe_fast.adversary import PGD, Miner
 from pbe_fast.config import SgdConfig
 from pbe_fast.data.augment import Augment, View
 from pbe_fast.data.loader import ImageData
@@ -116,6 +116,7 @@ def fit(
     on_epoch: Callable[[int], None],
     checkpoint: Callable[[Position], None],
     checkpoint_seconds: float,
+    say: Callable[[str], None] | None = None,
 ) -> None:
     """Train ``model`` in place, from ``start`` to the end of the stage.
 
@@ -127,6 +128,7 @@ def fit(
         data, ids: the images to train on, with the labels of their manifest.
         pgd: the adversary; needed where the stage has adversarial batches.
         checkpoint: called between batches when ``checkpoint_seconds`` have passed.
+        say: told how adversarial examples are mined.
         on_epoch: called after each epoch with the number of epochs done; may evaluate.
 
     Raises:
@@ -147,6 +149,7 @@ def fit(
     for name, parameter in model.named_parameters():
         if name in start.momentum:
             optimizer.state[parameter]["momentum_buffer"] = start.momentum[name].to(parameter)
+    miner = None if pgd is None else Miner(pgd, model, device, say=say)
     saved = time.monotonic()
     progress.phase(
         stage.name,
@@ -166,18 +169,20 @@ def fit(
                 if len(batch.ids) < 2:  # batch norm needs two; a last batch of one teaches nothing
                     progress.advance(len(batch.ids))
                     continue
-                images, labels = device.images(batch.images), batch.labels.to(device.torch)
+                labels = batch.labels.to(device.torch)
                 # Dropout draws from torch's own generator, which a new start would not have kept.
                 torch.manual_seed(_batch_seed(seed, stage.round, epoch, index))
                 adversarial = stage.is_adversarial(epoch, index)
                 if adversarial:
-                    if pgd is None:
+                    if miner is None:
                         raise ValueError(
                             f"stage {stage.name} has adversarial batches but no adversary"
                         )
                     # The random start depends on the sample, the epoch and the round.
                     attack_seed = seed * 1_000_003 + stage.round * 1_009 + epoch
-                    images = pgd(model, images, labels, device, ids=batch.ids, seed=attack_seed)
+                    images = miner(batch.images, labels, ids=batch.ids, seed=attack_seed)
+                else:
+                    images = device.images(batch.images)
                 optimizer.param_groups[0]["lr"] = stage.lr_at(
                     (epoch + index / per_epoch) / stage.epochs
                 )

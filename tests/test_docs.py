@@ -35,6 +35,7 @@ def test_constraints_name_versions_and_no_addresses() -> None:
         assert line.startswith("#") or re.fullmatch(r"[\w.-]+==[\w.+!-]+", line), line
     pinned = {line.split("==")[0].lower().replace("_", "-") for line in lines if "==" in line}
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    wanted = project["dependencies"] + project["optional-dependencies"]["dev"]
+    extras = project["optional-dependencies"]
+    wanted = project["dependencies"] + extras["dev"] + extras["bench"]
     for requirement in wanted:
         assert re.split(r"[>=<\[; ]", requirement)[0].lower() in pinned, requirement

@@ -67,6 +67,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "epochs=2",
             "batch_size=20",
             "precision=float32",
+            "memory_format=contiguous",
             "device=cpu",
         ],
         {
@@ -92,7 +93,8 @@ def _config(world: Path, method: str, *settings: str) -> PurifyConfig:
         values |= {"data.clean": world / "train"}
     base = [
         "data.clean_fraction=0.3",
-        "data.image_size=16", "precision=float32", "device=cpu", "checkpoint_seconds=0",
+        "data.image_size=16", "precision=float32", "memory_format=contiguous",
+        "device=cpu", "checkpoint_seconds=0",
         "adversary.steps=2", "eval_batch_size=50",
         "aft.batch_size=10", "aft.epochs=3", "aft.adversarial_epochs=1",
         "pbe.batch_size=10", "pbe.epochs=2", "pbe.adversarial_batches=2",
@@ -213,7 +215,8 @@ def test_what_a_run_leaves_behind(world: Path, undisturbed: Callable[[str], Path
 def test_aft_needs_no_training_set(world: Path, tmp_path: Path) -> None:
     config = load_config(
         PurifyConfig, None,
-        ["data.image_size=16", "precision=float32", "device=cpu", "aft.epochs=1",
+        ["data.image_size=16", "precision=float32", "memory_format=contiguous",
+        "device=cpu", "aft.epochs=1",
          "adversary.steps=1"],
         {"model.checkpoint": world / "infected" / "model.safetensors",
          "data.clean": world / "train"},
@@ -287,7 +290,8 @@ def test_another_number_of_classes_is_refused(world: Path, tmp_path: Path) -> No
 
 def test_training_that_is_stopped_ends_in_the_same_bytes(world: Path, tmp_path: Path) -> None:
     settings = ["model.options.width=4", "data.image_size=16", "epochs=2", "batch_size=20",
-                "precision=float32", "device=cpu", "checkpoint_seconds=0"]  # fmt: skip
+                "precision=float32", "memory_format=contiguous", "device=cpu",
+                "checkpoint_seconds=0"]  # fmt: skip
     values = {"data.train": world / "bad", "data.test": world / "test"}
     config = load_config(TrainConfig, None, settings, values)
     with pytest.raises(Stop):

@@ -1,6 +1,6 @@
 """The adversary: test-time perturbations of images that change a model's answer."""
 
 from pbe_fast.adversary.norms import L2, Linf, Norm
-from pbe_fast.adversary.pgd import PGD
+from pbe_fast.adversary.pgd import PGD, Miner
 
-__all__ = ["L2", "PGD", "Linf", "Norm"]
+__all__ = ["L2", "PGD", "Linf", "Miner", "Norm"]

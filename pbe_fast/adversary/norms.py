@@ -1,14 +1,13 @@
 """What a norm supplies to the adversary's loop: a random start and one projected step."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from kernels import pgd_step_l2, pgd_step_linf
-from pbe_fast.randomness import numpy_generator, uniform
+from kernels import pgd_start, pgd_step_l2, pgd_step_linf
 
 __all__ = ["L2", "Linf", "Norm"]
 
@@ -20,11 +19,24 @@ class Norm(Protocol):
     def eps(self) -> float:
         """The ball's radius."""
 
-    def start(self, clean: Tensor, ids: Tensor, seed: int) -> Tensor:
+    def start(self, clean: Tensor, ids: Tensor, seed: int, dtype: torch.dtype) -> Tensor:
         """A random perturbation inside the ball, a function of (seed, sample id)."""
 
-    def step(self, clean: Tensor, perturbation: Tensor, gradient: Tensor, step: float) -> Tensor:
-        """One step along the gradient, projected to the ball and to [0, 1]."""
+    def step(
+        self,
+        clean: Tensor,
+        perturbation: Tensor,
+        gradient: Tensor,
+        step: float,
+        mean: Sequence[float],
+        std: Sequence[float],
+        rows: Tensor | None = None,
+        following: Tensor | None = None,
+    ) -> Tensor:
+        """One step, projected to the ball and to [0, 1], and the model's next input.
+
+        See :func:`kernels.pgd_step_linf` for the arguments.
+        """
 
 
 @dataclass(frozen=True)
@@ -33,14 +45,25 @@ class Linf:
 
     eps: float
 
-    def start(self, clean: Tensor, ids: Tensor, seed: int) -> Tensor:
+    def start(self, clean: Tensor, ids: Tensor, seed: int, dtype: torch.dtype) -> Tensor:
         """Uniform in the cube."""
-        noise = _uniform_like(clean, ids, seed)
-        return (clean + (2 * noise - 1) * self.eps).clamp(0, 1) - clean
+        return pgd_start(clean, ids, seed, self.eps, "linf", dtype)
 
-    def step(self, clean: Tensor, perturbation: Tensor, gradient: Tensor, step: float) -> Tensor:
+    def step(
+        self,
+        clean: Tensor,
+        perturbation: Tensor,
+        gradient: Tensor,
+        step: float,
+        mean: Sequence[float],
+        std: Sequence[float],
+        rows: Tensor | None = None,
+        following: Tensor | None = None,
+    ) -> Tensor:
         """See :func:`kernels.pgd_step_linf`."""
-        return pgd_step_linf(clean, perturbation, gradient, eps=self.eps, step=step)
+        return pgd_step_linf(
+            clean, perturbation, gradient, self.eps, step, mean, std, rows, following
+        )
 
 
 @dataclass(frozen=True)
@@ -49,23 +72,22 @@ class L2:
 
     eps: float
 
-    def start(self, clean: Tensor, ids: Tensor, seed: int) -> Tensor:
+    def start(self, clean: Tensor, ids: Tensor, seed: int, dtype: torch.dtype) -> Tensor:
         """Uniform in the ball: a Gaussian direction, and a radius of eps * u^(1 / dimension)."""
-        count, dimension = len(clean), clean[0].numel() if len(clean) else 1
-        rows = [numpy_generator(seed, "start-l2", int(i)).standard_normal(dimension) for i in ids]
-        gauss = np.stack(rows) if rows else np.zeros((0, dimension))
-        direction = torch.from_numpy(gauss)  # (N, dimension)
-        radius = torch.from_numpy(uniform(ids.cpu().numpy(), 1, seed, "radius-l2"))
-        ball: Tensor = direction / direction.norm(dim=1, keepdim=True) * radius ** (1 / dimension)
-        noise = (ball * self.eps).reshape(count, *clean.shape[1:]).to(clean)
-        return (clean + noise).clamp(0, 1) - clean
+        return pgd_start(clean, ids, seed, self.eps, "l2", dtype)
 
-    def step(self, clean: Tensor, perturbation: Tensor, gradient: Tensor, step: float) -> Tensor:
+    def step(
+        self,
+        clean: Tensor,
+        perturbation: Tensor,
+        gradient: Tensor,
+        step: float,
+        mean: Sequence[float],
+        std: Sequence[float],
+        rows: Tensor | None = None,
+        following: Tensor | None = None,
+    ) -> Tensor:
         """See :func:`kernels.pgd_step_l2`."""
-        return pgd_step_l2(clean, perturbation, gradient, eps=self.eps, step=step)
-
-
-def _uniform_like(clean: Tensor, ids: Tensor, seed: int) -> Tensor:
-    dimension = clean[0].numel() if len(clean) else 1
-    noise = torch.from_numpy(uniform(ids.cpu().numpy(), dimension, seed, "start-linf"))
-    return noise.reshape(clean.shape).to(clean)
+        return pgd_step_l2(
+            clean, perturbation, gradient, self.eps, step, mean, std, rows, following
+        )

@@ -18,7 +18,16 @@ def make_pgd(config: AdversaryConfig) -> PGD:
     eps = config.eps_255 / 255
     step = config.step_255 / 255 if config.step_255 is not None else eps / 5
     norm = Linf(eps) if config.norm == "linf" else L2(eps)
-    return PGD(norm=norm, steps=config.steps, step=step, random_start=config.random_start)
+    return PGD(
+        norm=norm,
+        steps=config.steps,
+        step=step,
+        random_start=config.random_start,
+        mode=config.mode,
+        margin=config.margin,
+        fold=config.fold,
+        compile=config.compile,
+    )
 
 
 def aft_stage(config: AftConfig, augment: Augment, flip: bool) -> Stage:

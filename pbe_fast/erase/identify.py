@@ -51,7 +51,8 @@ def score(
             images = device.images(batch.images)
             with device.autocast():
                 first, second = infected(images), current(images)
-            found = agreement(first, second).cpu().numpy()
+            cosine, _, _ = agreement(first, second, batch.labels.to(device.torch))
+            found = cosine.cpu().numpy()
             if np.isnan(found).any():
                 where = data.manifest.describe(int(batch.ids[int(np.isnan(found).argmax())]))
                 raise DivergenceError(

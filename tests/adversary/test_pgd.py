@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pbe_fast.adversary import L2, PGD, Linf
+from pbe_fast.adversary import L2, PGD, Linf, Miner
 from pbe_fast.device import Device
 
 CPU = Device(torch.device("cpu"), "float32")
@@ -47,6 +47,18 @@ def batch(count: int = 6, size: int = 8, seed: int = 0) -> tuple[Tensor, Tensor]
     return images, torch.randint(0, 5, (count,), generator=rng)
 
 
+def mine(
+    pgd: PGD,
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    device: Device = CPU,
+    ids: Tensor | None = None,
+    seed: int = 0,
+) -> Tensor:
+    return Miner(pgd, model, device)(images, labels, ids=ids, seed=seed)
+
+
 def losses(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
     with torch.no_grad():
         return functional.cross_entropy(model(images), labels, reduction="none")
@@ -57,7 +69,7 @@ def losses(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
 def test_result_lies_in_the_ball_and_in_the_image_range(pgd: PGD, device: Device) -> None:
     images, labels = batch()
     before = images.clone()
-    out = pgd(small_net(), images, labels, device)
+    out = mine(pgd, small_net(), images, labels, device)
     d = out - images
     size = d.abs().max() if pgd is LINF else d.flatten(1).norm(dim=1).max()
     assert float(size) <= pgd.norm.eps + ROUNDING
@@ -74,8 +86,9 @@ def test_untargeted_raises_the_loss_and_targeted_lowers_it(norm: Linf | L2) -> N
     model = small_net().eval()
     images, labels = batch(16)
     before = losses(model, images, labels)
-    up = PGD(norm=norm, steps=7, step=norm.eps / 5)(model, images, labels, CPU)
-    down = PGD(norm=norm, steps=7, step=norm.eps / 5, targeted=True)(model, images, labels, CPU)
+    up = mine(PGD(norm=norm, steps=7, step=norm.eps / 5), model, images, labels)
+    towards = PGD(norm=norm, steps=7, step=norm.eps / 5, targeted=True)
+    down = mine(towards, model, images, labels)
     assert (losses(model, up, labels) > before).all()
     assert (losses(model, down, labels) < before).all()
 
@@ -88,7 +101,7 @@ def test_linf_on_a_linear_model_is_the_closed_form(targeted: bool, label: int) -
     images, _ = batch()
     labels = torch.full((len(images),), label)
     pgd = PGD(norm=Linf(EPS), steps=7, step=EPS / 5, targeted=targeted)
-    out = pgd(Linear(weight), images, labels, CPU)
+    out = mine(pgd, Linear(weight), images, labels)
     rises = (1 if label == 0 else -1) * (-1 if targeted else 1)  # does the logit of 1 rise?
     wanted = (images.double() + EPS * rises * weight.double().sign()).clamp(0, 1)
     torch.testing.assert_close(out.double(), wanted, rtol=0, atol=2 * ROUNDING)
@@ -99,7 +112,7 @@ def test_l2_on_a_linear_model_is_the_closed_form(label: int) -> None:
     weight = torch.randn(3, 8, 8, generator=torch.Generator().manual_seed(1)) / 20
     # Away from the ends of the range, so that the clamp does not bend the path.
     images = batch()[0] * 0.2 + 0.4
-    out = L2_PGD(Linear(weight), images, torch.full((6,), label), CPU)
+    out = mine(L2_PGD, Linear(weight), images, torch.full((6,), label))
     rises = 1 if label == 0 else -1
     wanted = images.double() + rises * 0.5 * weight.double() / weight.double().norm()
     torch.testing.assert_close(out.double(), wanted, rtol=0, atol=2e-6)
@@ -129,9 +142,11 @@ def test_equals_a_plain_loop(random_start: bool) -> None:
     images, labels = batch(8)
     ids = torch.arange(8) + 40
     pgd = PGD(norm=Linf(EPS), steps=7, step=EPS / 5, random_start=random_start)
-    start = Linf(EPS).start(images, ids, 5) if random_start else torch.zeros_like(images)
+    start = (
+        Linf(EPS).start(images, ids, 5, torch.float32) if random_start else torch.zeros_like(images)
+    )
     wanted = plain_linf(model, images, labels, start)
-    out = pgd(model, images, labels, CPU, ids=ids, seed=5)
+    out = mine(pgd, model, images, labels, CPU, ids=ids, seed=5)
     # A gradient within rounding of 0 may take either sign; hardly any does.
     apart = (out - wanted).abs() > 2 * ROUNDING
     assert float(apart.float().mean()) < 0.005
@@ -144,37 +159,37 @@ def test_random_start_needs_ids_and_depends_on_seed_and_id_alone() -> None:
     ids = torch.tensor([3, 1, 4, 15, 9, 2])
     pgd = PGD(norm=Linf(EPS), steps=0, step=EPS, random_start=True)
     with pytest.raises(ValueError, match="random_start needs the samples' ids"):
-        pgd(model, images, labels, CPU)
-    whole = pgd(model, images, labels, CPU, ids=ids, seed=1)
+        mine(pgd, model, images, labels, CPU)
+    whole = mine(pgd, model, images, labels, CPU, ids=ids, seed=1)
     assert not torch.equal(whole, images)
     parts = [
-        pgd(model, images[part], labels[part], CPU, ids=ids[part], seed=1)
+        mine(pgd, model, images[part], labels[part], CPU, ids=ids[part], seed=1)
         for part in (slice(0, 1), slice(1, 4), slice(4, 6))
     ]
     torch.testing.assert_close(torch.cat(parts), whole, rtol=0, atol=0)
     torch.testing.assert_close(
-        pgd(model, images, labels, CPU, ids=ids, seed=1), whole, rtol=0, atol=0
+        mine(pgd, model, images, labels, CPU, ids=ids, seed=1), whole, rtol=0, atol=0
     )
-    assert not torch.equal(whole, pgd(model, images, labels, CPU, ids=ids, seed=2))
+    assert not torch.equal(whole, mine(pgd, model, images, labels, CPU, ids=ids, seed=2))
 
 
 def test_no_steps_and_no_start_give_the_clean_images() -> None:
     images, labels = batch()
-    out = PGD(norm=Linf(EPS), steps=0, step=EPS)(small_net(), images, labels, CPU)
+    out = mine(PGD(norm=Linf(EPS), steps=0, step=EPS), small_net(), images, labels)
     torch.testing.assert_close(out, images, rtol=0, atol=0)
 
 
 def test_one_sample_does_not_depend_on_the_batch() -> None:
     model = small_net()
     images, labels = batch(8)
-    whole = LINF(model, images, labels, CPU)
-    alone = torch.cat([LINF(model, images[i:][:1], labels[i:][:1], CPU) for i in range(8)])
+    whole = mine(LINF, model, images, labels, CPU)
+    alone = torch.cat([mine(LINF, model, images[i:][:1], labels[i:][:1], CPU) for i in range(8)])
     assert float(((whole - alone).abs() > 2 * ROUNDING).float().mean()) < 0.005
 
 
 def test_no_images() -> None:
     empty = torch.zeros(0, 3, 8, 8)
-    out = LINF(small_net(), empty, torch.zeros(0, dtype=torch.int64), CPU)
+    out = mine(LINF, small_net(), empty, torch.zeros(0, dtype=torch.int64), CPU)
     assert out.shape == empty.shape
 
 
@@ -205,7 +220,7 @@ def mixed_net() -> nn.Sequential:
 def test_the_model_is_left_as_it_was() -> None:
     model = mixed_net()
     state = State(model)
-    LINF(model, *batch(), CPU)
+    mine(LINF, model, *batch(), CPU)
     state.check(model)
 
 
@@ -214,11 +229,15 @@ def test_the_model_runs_in_eval_mode_without_parameter_gradients() -> None:
     seen: list[tuple[bool, bool]] = []
 
     def look(module: nn.Module, _inputs: object) -> None:
-        wanted = any(parameter.requires_grad for parameter in model.parameters())
-        seen.append((any(part.training for part in model.modules()), wanted))
+        wanted = any(parameter.requires_grad for parameter in module.parameters())
+        seen.append((any(part.training for part in module.modules()), wanted))
 
-    model.register_forward_pre_hook(look)
-    LINF(model, *batch(), CPU)
+    miner = Miner(LINF, model, CPU)
+    miner(*batch())  # finds out which norms can be folded
+    model.register_forward_pre_hook(lambda *_: pytest.fail("the model itself was run"))
+    assert miner._copy is not None
+    miner._copy.net.register_forward_pre_hook(look)
+    miner(*batch())
     assert seen == [(False, False)] * LINF.steps
 
 
@@ -231,30 +250,30 @@ def test_the_model_is_left_as_it_was_when_it_raises() -> None:
 
     hook = model[4].register_forward_pre_hook(fail)
     with pytest.raises(RuntimeError, match="out of memory"):
-        LINF(model, *batch(), CPU)
+        mine(LINF, model, *batch(), CPU)
     hook.remove()
     state.check(model)
 
 
 def test_works_where_gradients_are_off() -> None:
     images, labels = batch()
-    wanted = LINF(small_net(), images, labels, CPU)
+    wanted = mine(LINF, small_net(), images, labels, CPU)
     with torch.no_grad():
-        out = LINF(small_net(), images, labels, CPU)
+        out = mine(LINF, small_net(), images, labels, CPU)
         assert not torch.is_grad_enabled()
     torch.testing.assert_close(out, wanted, rtol=0, atol=0)
 
 
 def test_images_that_want_gradients_do_not_drag_a_graph_along() -> None:
     images, labels = batch()
-    out = LINF(small_net(), images.clone().requires_grad_(), labels, CPU)
+    out = mine(LINF, small_net(), images.clone().requires_grad_(), labels, CPU)
     assert not out.requires_grad
-    torch.testing.assert_close(out, LINF(small_net(), images, labels, CPU), rtol=0, atol=0)
+    torch.testing.assert_close(out, mine(LINF, small_net(), images, labels, CPU), rtol=0, atol=0)
 
 
 def test_channels_last_stays() -> None:
     images, labels = batch()
-    out = LINF(small_net(), images.contiguous(memory_format=torch.channels_last), labels, CPU)
+    out = mine(LINF, small_net(), images.contiguous(memory_format=torch.channels_last), labels, CPU)
     assert out.is_contiguous(memory_format=torch.channels_last)
 
 
@@ -262,5 +281,5 @@ def test_no_global_random_number_is_drawn() -> None:
     model, (images, labels) = small_net(), batch()
     state = torch.random.get_rng_state()
     pgd = PGD(norm=L2(0.5), steps=2, step=0.1, random_start=True)
-    pgd(model, images, labels, CPU, ids=torch.arange(6))
+    mine(pgd, model, images, labels, CPU, ids=torch.arange(6))
     assert torch.equal(torch.random.get_rng_state(), state)

@@ -1,0 +1,204 @@
+"""The generated tables and the plot of docs/performance.md, from the kept JSON."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+__all__ = ["BLOCKS", "plot"]
+
+RESULTS = Path(__file__).parent / "results"
+TITLES = {"resnet18_32": "PreActResNet-18, 32x32", "resnet50_224": "ResNet-50, 224x224"}
+
+
+def _content(name: str) -> dict[str, Any] | None:
+    path = RESULTS / f"{name}.json"
+    if not path.exists():
+        return None
+    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return content
+
+
+def _missing(what: str) -> str:
+    return f"Not measured yet: {what}."
+
+
+def _machine(content: dict[str, Any]) -> str:
+    versions = content["versions"]
+    place = content.get("gpu") or f"{content['processor']}, {content['threads']} threads"
+    return f"On: {place}; torch {versions['torch']}. `{content['command']}`"
+
+
+def _rate(row: dict[str, Any]) -> str:
+    return (
+        f"{row['images_per_second']:,.1f} "
+        f"({row['lower_quartile']:,.1f} to {row['upper_quartile']:,.1f})"
+    )
+
+
+def pgd_table(device: str) -> Callable[[], str]:
+    """PGD-7 against the peers."""
+
+    def table() -> str:
+        content = _content(f"pgd_{device}")
+        if content is None:
+            return _missing(f"PGD on {device.upper()}")
+        lines = [_machine(content)]
+        for name, result in content["models"].items():
+            rows = result["contenders"]
+            base = rows["torchattacks"]["images_per_second"]
+            lines += [
+                "",
+                f"**{TITLES[name]}**, {result['images']} images, batch {result['batch']}, "
+                f"error on clean images {100 * result['clean_error']:.1f} %:",
+                "",
+                "| contender | images/s (quartiles) | against torchattacks | success rate |",
+                "| --- | ---: | ---: | ---: |",
+            ]
+            for title, row in sorted(
+                rows.items(), key=lambda pair: -float(pair[1]["images_per_second"])
+            ):
+                lines.append(
+                    f"| {title} | {_rate(row)} | {row['images_per_second'] / base:.2f}x | "
+                    f"{100 * row['attack_success_rate']:.2f} |"
+                )
+        return "\n".join(lines)
+
+    return table
+
+
+def epoch_table(device: str) -> Callable[[], str]:
+    """One AFT epoch against the plain loop."""
+
+    def table() -> str:
+        content = _content(f"aft_epoch_{device}")
+        if content is None:
+            return _missing(f"the AFT epoch on {device.upper()}")
+        rows = content["contenders"]
+        base = rows["plain"]["images_per_second"]
+        lines = [
+            _machine(content),
+            "",
+            "| contender | images/s (quartiles) | against the plain loop |",
+            "| --- | ---: | ---: |",
+        ]
+        lines += [
+            f"| {title} | {_rate(row)} | {row['images_per_second'] / base:.2f}x |"
+            for title, row in rows.items()
+        ]
+        return "\n".join(lines)
+
+    return table
+
+
+def loading_table() -> str:
+    """Shards to batches on one core."""
+    content = _content("loading")
+    if content is None:
+        return _missing("loading")
+    lines = [_machine(content)]
+    for name, result in content["kinds"].items():
+        rows = result["contenders"]
+        base = rows["bare decoder"]["images_per_second"]
+        lines += [
+            "",
+            f"To {name}x{name}, {result['images']:,} images:",
+            "",
+            "| contender | images/s on one core (quartiles) | of the bare decoder |",
+            "| --- | ---: | ---: |",
+        ]
+        lines += [
+            f"| {title} | {_rate(row)} | {100 * row['images_per_second'] / base:.0f} % |"
+            for title, row in rows.items()
+        ]
+    return "\n".join(lines)
+
+
+def sizes_table(device: str) -> Callable[[], str]:
+    """Cost against batch size."""
+
+    def table() -> str:
+        content = _content(f"sizes_{device}")
+        if content is None:
+            return _missing(f"batch sizes on {device.upper()}")
+        lines = [_machine(content), "", "| batch | images/s | peak MiB |", "| ---: | ---: | ---: |"]
+        for size, row in content["batches"].items():
+            if "not_tried" in row:
+                lines.append(f"| {size} | – | {row['not_tried']} |")
+            else:
+                lines.append(
+                    f"| {size} | {row['images_per_second']:,.1f} | "
+                    f"{row['peak_bytes'] / 2**20:,.0f} |"
+                )
+        return "\n".join(lines)
+
+    return table
+
+
+def kernels_table() -> str:
+    """Kernels against their twins and the copy bandwidth."""
+    content = _content("kernels_cuda")
+    if content is None:
+        return _missing("the kernels' bandwidth on CUDA")
+    lines = [
+        _machine(content),
+        "",
+        f"A copy of 1 GiB: {content['copy_gb_per_second']:,.0f} GB/s.",
+        "",
+        "| kernel | microseconds | twin | GB/s | of the copy |",
+        "| --- | ---: | ---: | ---: | ---: |",
+    ]
+    lines += [
+        f"| {title} | {row['kernel_us']:,.1f} | {row['twin_us'] / row['kernel_us']:.1f}x slower | "
+        f"{row['gb_per_second']:,.0f} | {100 * row['share_of_copy']:.0f} % |"
+        for title, row in content["kernels"].items()
+    ]
+    return "\n".join(lines)
+
+
+BLOCKS: dict[str, Callable[[], str]] = {
+    "pgd-cpu": pgd_table("cpu"),
+    "pgd-cuda": pgd_table("cuda"),
+    "epoch-cpu": epoch_table("cpu"),
+    "epoch-cuda": epoch_table("cuda"),
+    "loading": loading_table,
+    "sizes-cpu": sizes_table("cpu"),
+    "sizes-cuda": sizes_table("cuda"),
+    "kernels": kernels_table,
+}
+
+
+def plot(path: Path) -> None:
+    """PGD-7 images per second of every contender, a panel for each model and device."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    panels = [
+        (f"{TITLES[name]}, {'CPU' if device == 'cpu' else content['gpu']}", result["contenders"])
+        for device in ("cpu", "cuda")
+        if (content := _content(f"pgd_{device}")) is not None
+        for name, result in content["models"].items()
+    ]
+    if not panels:
+        return
+    figure, axes = pyplot.subplots(
+        len(panels), 1, figsize=(7, 2.6 * len(panels)), layout="constrained", squeeze=False
+    )
+    for axis, (title, rows) in zip(axes[:, 0], panels, strict=True):
+        names = sorted(rows, key=lambda name: float(rows[name]["images_per_second"]))
+        rates = [rows[name]["images_per_second"] for name in names]
+        spread = [
+            [rows[n]["images_per_second"] - rows[n]["lower_quartile"] for n in names],
+            [rows[n]["upper_quartile"] - rows[n]["images_per_second"] for n in names],
+        ]
+        colours = ["#1f6f8b" if name.startswith("ours") else "#b0b7bf" for name in names]
+        bars = axis.barh(names, rates, xerr=spread, color=colours, ecolor="#444444")
+        axis.bar_label(bars, labels=[f" {rate:,.1f}" for rate in rates], padding=4)
+        axis.set_title(title, loc="left")
+        axis.set_xlabel("images per second (median, quartiles)")
+        axis.margins(x=0.15)
+        axis.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=120)
+    pyplot.close(figure)

@@ -1,0 +1,130 @@
+"""What the benchmarks share: trained models on drawn signs, interleaved timing, machine facts."""
+
+import json
+import platform
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from torch import Tensor
+
+from pbe_fast import TrainConfig, load_config, train
+from pbe_fast.data.loader import ImageData, Quarantine
+from pbe_fast.data.manifest import MANIFEST_NAME
+from pbe_fast.data.shards import write_shards
+from pbe_fast.data.signs import sign_names, signs
+from pbe_fast.models import Classifier, load_model
+from pbe_fast.run_directory import versions
+from pipelines._console import progress_bars
+
+__all__ = ["MODELS", "facts", "interleaved", "trained", "write_json"]
+
+CLASSES = 20
+# Name, size in pixels, training images a class, epochs, options.
+MODELS: dict[str, tuple[str, int, int, int, dict[str, Any]]] = {
+    "resnet18_32": ("builtin:preact_resnet18", 32, 250, 4, {"width": 64}),
+    "resnet50_224": ("torchvision:resnet50", 224, 60, 5, {}),
+}
+
+
+def trained(name: str, folder: Path, device: str) -> tuple[Classifier, ImageData]:
+    """A model that was trained on drawn signs, and its test images; made once and kept.
+
+    On random weights every adversarial example succeeds at once, which flatters who stops early.
+    """
+    architecture, size, per_class, epochs, options = MODELS[name]
+    data = folder / f"signs-{size}"
+    for split, count in (("train", per_class), ("test", 100 if size == 32 else 20)):
+        if not (data / split / MANIFEST_NAME).exists():
+            drawn = signs(num_classes=CLASSES, per_class=count, size=size, seed=0, split=split)
+            write_shards(drawn, data / split, classes=sign_names(CLASSES))
+    values: dict[str, Any] = {
+        "data.train": data / "train",
+        "data.test": data / "test",
+        "data.image_size": size,
+        "data.augment": "none",
+        "model.name": architecture,
+        "epochs": epochs,
+        "device": device,
+        "curve_samples": 0,
+    }
+    values |= {f"model.options.{key}": value for key, value in options.items()}
+    if size > 64:
+        values |= {"batch_size": 32, "lr": 0.02, "eval_batch_size": 32}
+    run = folder / f"model-{name}"
+    with progress_bars(Console()) as progress:
+        train(load_config(TrainConfig, values=values), run, progress)
+    quarantine = Quarantine(folder / "quarantine.jsonl", 0.0)
+    test = ImageData.open(data / "test", size, workers=0, quarantine=quarantine, digests=False)
+    return load_model(run / "model.safetensors"), test
+
+
+def some(test: ImageData, count: int) -> tuple[Tensor, Tensor]:
+    """Random test images, uint8, and their labels."""
+    ids = np.sort(np.random.default_rng(0).permutation(len(test.manifest))[:count])
+    batch = next(iter(test.read(ids.astype(np.int64), count)))
+    return batch.images, batch.labels
+
+
+def interleaved(
+    contenders: Mapping[str, Callable[[], object]], rounds: int, images: int
+) -> dict[str, dict[str, float]]:
+    """Time every contender once a round, so that a slow moment of the machine hits all alike.
+
+    Returns:
+        for each the median and quartiles of images per second, and the number of rounds.
+    """
+    from time import perf_counter
+
+    def wait() -> None:
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+
+    seconds: dict[str, list[float]] = {name: [] for name in contenders}
+    for call in contenders.values():  # warm-up: allocations, weights' layouts, compiled code
+        call()
+    for _ in range(rounds):
+        for name, call in contenders.items():
+            wait()
+            began = perf_counter()
+            call()
+            wait()
+            seconds[name].append(perf_counter() - began)
+    result = {}
+    for name, taken in seconds.items():
+        rate = images / np.array(taken)
+        low, median, high = (float(x) for x in np.percentile(rate, [25, 50, 75]))
+        result[name] = {
+            "images_per_second": median,
+            "lower_quartile": low,
+            "upper_quartile": high,
+            "rounds": rounds,
+        }
+    return result
+
+
+def facts(device: str) -> dict[str, Any]:
+    """The machine and the versions."""
+    place: dict[str, Any] = {"processor": _processor(), "threads": torch.get_num_threads()}
+    if device.startswith("cuda"):
+        place = {"gpu": torch.cuda.get_device_name(0)}
+    return {"device": device, **place, "versions": versions()}
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor()
+    flags = next((line for line in lines if line.startswith("flags")), "")
+    model = next((line.partition(":")[2].strip() for line in lines if "model name" in line), "")
+    return f"{model}{', AVX-512 bfloat16' if 'avx512_bf16' in flags else ''}"
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Keep a result."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")

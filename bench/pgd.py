@@ -1,0 +1,208 @@
+"""PGD-7 images per second: this project against its peers, one process, one model, one batch.
+
+    python -m bench.pgd runs/bench --threads 2
+    python -m bench.pgd runs/bench --device cuda
+
+All contenders attack the same trained model with the same images, eps 6/255, step eps/5, 7 steps,
+no random start. The attack success rate is counted by the model itself in float32. The peers run
+as their documentation has it, in float32; ``plain, bfloat16`` is a plain loop with autocast and
+channels_last, to show what comes of these alone.
+"""
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from bench._setup import MODELS, facts, interleaved, some, trained, write_json
+from pbe_fast.adversary import PGD, Linf, Miner
+from pbe_fast.device import Device, choose_device
+
+__all__ = ["contenders"]
+
+EPS, STEPS = 6 / 255, 7
+STEP = EPS / 5
+MARGIN = 0.5  # of logits; what bfloat16 can take for a success and float32 not
+
+Attack = Callable[[Tensor, Tensor], Tensor]
+
+
+def plain(model: nn.Module, device: torch.device, bfloat16: bool = False) -> Attack:
+    """A loop as the public PBE code has it, parameter gradients included; clamped to [0, 1]."""
+
+    def attack(images: Tensor, labels: Tensor) -> Tensor:
+        model.eval()
+        adversarial = images.clone()
+        if bfloat16:
+            adversarial = adversarial.contiguous(memory_format=torch.channels_last)
+        for _ in range(STEPS):
+            adversarial = adversarial.detach().requires_grad_(True)
+            with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
+                logits = model(adversarial)
+            functional.cross_entropy(logits.float(), labels).backward()  # type: ignore[no-untyped-call]  # torch's stub
+            assert adversarial.grad is not None
+            moved = adversarial.detach() + STEP * adversarial.grad.sign()
+            adversarial = images + (moved - images).clamp(-EPS, EPS)
+            adversarial = adversarial.clamp(0, 1)
+        model.zero_grad(set_to_none=True)
+        return adversarial
+
+    return attack
+
+
+def torchattacks(model: nn.Module) -> Attack:
+    """torchattacks."""
+    import torchattacks as library
+
+    attack = library.PGD(model, eps=EPS, alpha=STEP, steps=STEPS, random_start=False)
+    return lambda images, labels: attack(images, labels)  # type: ignore[no-any-return]  # untyped
+
+
+def foolbox(model: nn.Module, device: torch.device) -> Attack:
+    """Foolbox."""
+    import foolbox as library
+
+    wrapped = library.PyTorchModel(model, bounds=(0, 1), device=device)
+    attack = library.attacks.LinfProjectedGradientDescentAttack(
+        abs_stepsize=STEP, steps=STEPS, random_start=False
+    )
+    return lambda images, labels: attack(wrapped, images, labels, epsilons=EPS)[0]  # type: ignore[no-any-return]  # untyped
+
+
+def toolbox(model: nn.Module, shape: torch.Size, classes: int, device: torch.device) -> Attack:
+    """The Adversarial Robustness Toolbox."""
+    from art.attacks.evasion import ProjectedGradientDescentPyTorch
+    from art.estimators.classification import PyTorchClassifier
+
+    wrapped = PyTorchClassifier(
+        model,
+        nn.CrossEntropyLoss(),
+        input_shape=tuple(shape[1:]),
+        nb_classes=classes,
+        clip_values=(0.0, 1.0),
+        device_type="gpu" if device.type == "cuda" else "cpu",
+    )
+    attack = ProjectedGradientDescentPyTorch(
+        wrapped, eps=EPS, eps_step=STEP, max_iter=STEPS, batch_size=shape[0], verbose=False
+    )
+
+    def run(images: Tensor, labels: Tensor) -> Tensor:
+        targets = np.eye(classes, dtype=np.float32)[labels.cpu().numpy()]
+        return torch.from_numpy(attack.generate(images.cpu().numpy(), targets)).to(images)
+
+    return run
+
+
+def ours(model: nn.Module, device: Device, mode: str, slots: int) -> Attack:
+    """This project's adversary."""
+    rule = PGD(norm=Linf(EPS), steps=STEPS, step=STEP, mode=mode, margin=MARGIN)  # type: ignore[arg-type]  # a table's text
+    miner = Miner(rule, model, device, slots=slots)
+    return lambda images, labels: miner(images, labels)
+
+
+def contenders(
+    model: nn.Module, place: torch.device, size: int, shape: torch.Size, classes: int, batch: int
+) -> dict[str, Attack]:
+    """All of them, by name. ``batch`` is the number of images a model pass."""
+    device = choose_device(str(place), "auto", model, size)
+    return {
+        "ours, exact": ours(model, device, "exact", batch),
+        "ours, retire": ours(model, device, "retire", batch),
+        "torchattacks": torchattacks(model),
+        "foolbox": foolbox(model, place),
+        "ART": toolbox(model, shape, classes, place),
+        "plain": plain(model, place),
+        "plain, bfloat16": plain(model, place, bfloat16=True),
+    }
+
+
+def compare(
+    name: str, folder: Path, place: torch.device, batch: int, batches: int, rounds: int
+) -> dict[str, Any]:
+    """Time all contenders on one model."""
+    size = MODELS[name][1]
+    model, test = trained(name, folder, str(place))
+    model.to(place).eval()
+    pixels, labels = some(test, batch * batches)
+    pixels, labels = pixels.to(place), labels.to(place)
+    images = pixels.float() / 255
+    everyone = contenders(
+        model, place, size, images[:batch].shape, test.manifest.num_classes, batch
+    )
+    calls: dict[str, Callable[[], object]] = {}
+    success = {}
+    for title, attack in everyone.items():
+        if title == "ours, retire":  # a pool that refills the batch
+            calls[title] = lambda a=attack: a(pixels, labels)  # type: ignore[misc]  # bound now
+        elif title.startswith("ours"):
+            calls[title] = lambda a=attack: _each(a, pixels, labels, batch)  # type: ignore[misc]  # bound now
+        else:
+            calls[title] = lambda a=attack: _each(a, images, labels, batch)  # type: ignore[misc]  # bound now
+        adversarial = calls[title]()
+        assert isinstance(adversarial, Tensor)
+        success[title] = _wrong(model, adversarial, labels, batch)
+    # Peers leave the model's mode and gradients as they like; everyone starts from the same.
+    model.eval().requires_grad_(True)
+    times = interleaved(calls, rounds, batch * batches)
+    return {
+        "images": batch * batches,
+        "batch": batch,
+        "clean_error": _wrong(model, images, labels, batch),
+        "contenders": {
+            title: {**times[title], "attack_success_rate": success[title]} for title in times
+        },
+    }
+
+
+def _each(attack: Attack, images: Tensor, labels: Tensor, batch: int) -> Tensor:
+    parts = zip(images.split(batch), labels.split(batch), strict=True)
+    return torch.cat([attack(x, y).detach() for x, y in parts])
+
+
+def _wrong(model: nn.Module, images: Tensor, labels: Tensor, batch: int) -> float:
+    with torch.no_grad():
+        found = torch.cat([model.eval()(x).argmax(1) for x in images.split(batch)])
+    return float((found != labels).float().mean())
+
+
+def main() -> None:
+    """Parse the command line, measure, and keep the result."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--models", choices=list(MODELS), nargs="*", default=list(MODELS))
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    place = torch.device(options.device)
+    kind = place.type
+    results = {}
+    for name in options.models:
+        small = MODELS[name][1] <= 64
+        if kind == "cuda":
+            batch, batches = (512, 8) if small else (128, 4)
+        else:
+            batch, batches = (128, 2) if small else (8, 1)
+        results[name] = compare(name, options.folder, place, batch, batches, options.rounds)
+    content = {
+        "command": f"python -m bench.pgd runs/bench --device {options.device}",
+        **facts(options.device),
+        "eps_255": 6,
+        "steps": STEPS,
+        "margin": MARGIN,
+        "models": results,
+    }
+    write_json(options.out or Path(f"bench/results/pgd_{kind}.json"), content)
+
+
+if __name__ == "__main__":
+    main()
