@@ -3,7 +3,10 @@
 import os
 import threading
 from collections import OrderedDict
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+
+import numpy as np
 
 from pbe_fast.data.manifest import Manifest
 from pbe_fast.errors import ShardError
@@ -45,25 +48,40 @@ class ShardReader:
             ShardError: the shard is missing or too short; names shard and sample.
             IndexError: there is no such sample.
         """
+        return self.read_all([sample_id])[0]
+
+    def read_all(self, ids: Sequence[int]) -> list[bytes]:
+        """The encoded images of some samples; neighbours in a shard come by one read.
+
+        Raises:
+            ShardError, IndexError: as :meth:`read`.
+        """
         manifest = self.manifest
-        if not 0 <= sample_id < len(manifest):
-            raise IndexError(f"sample {sample_id} of {len(manifest)}")
-        offset = int(manifest.offsets[sample_id])
-        size = int(manifest.sizes[sample_id])
-        try:
-            handle = self._handle(int(manifest.shard_index[sample_id]))
-            data = handle.read(size, offset)
-        except OSError as error:
-            raise ShardError(
-                f"{manifest.root}/{manifest.describe(sample_id)}: cannot be read "
-                f"({error.strerror}). {_REMEDY}"
-            ) from error
-        if len(data) != size:
-            raise ShardError(
-                f"{manifest.root}/{manifest.describe(sample_id)}: only {len(data)} of {size} "
-                f"bytes are there; the shard is cut off. {_REMEDY}"
-            )
-        return data
+        chosen = np.asarray(ids, np.int64)
+        outside = (chosen < 0) | (chosen >= len(manifest))
+        if outside.any():
+            raise IndexError(f"sample {chosen[outside][0]} of {len(manifest)}")
+        shards = manifest.shard_index[chosen].tolist()
+        offsets, sizes = manifest.offsets[chosen].tolist(), manifest.sizes[chosen].tolist()
+        images: list[bytes] = []
+        for first, last in _runs(shards, offsets, sizes):
+            start, end = offsets[first], offsets[last] + sizes[last]
+            try:
+                data = self._handle(shards[first]).read(end - start, start)
+            except OSError as error:
+                raise ShardError(
+                    f"{manifest.root}/{manifest.describe(ids[first])}: cannot be read "
+                    f"({error.strerror}). {_REMEDY}"
+                ) from error
+            for i in range(first, last + 1):
+                image = data[offsets[i] - start : offsets[i] - start + sizes[i]]
+                if len(image) != sizes[i]:
+                    raise ShardError(
+                        f"{manifest.root}/{manifest.describe(ids[i])}: only {len(image)} of "
+                        f"{sizes[i]} bytes are there; the shard is cut off. {_REMEDY}"
+                    )
+                images.append(image)
+        return images
 
     def close(self) -> None:
         """Close all shards; a later read opens what it needs again."""
@@ -109,6 +127,21 @@ class _Handle:
             os.close(fd)
 
 
+def _runs(shards: list[int], offsets: list[int], sizes: list[int]) -> Iterator[tuple[int, int]]:
+    """First and last positions of samples that follow each other closely in one shard."""
+    first = 0
+    for i in range(1, len(shards) + 1):
+        if i < len(shards) and shards[i] == shards[first]:
+            gap = offsets[i] - (offsets[i - 1] + sizes[i - 1])
+            if 0 <= gap <= _GAP and offsets[i] + sizes[i] - offsets[first] <= _RUN:
+                continue
+        if first < len(shards):
+            yield first, i - 1
+        first = i
+
+
+_GAP = 8 * 1024  # bytes that are read for nothing rather than by another call: headers, a label
+_RUN = 8 * 2**20  # of one read
 _REMEDY = "Check the shards with 'pbe-fast shards verify', and copy the damaged ones again."
 
 

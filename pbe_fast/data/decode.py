@@ -138,6 +138,8 @@ def _exif_orientation(tiff: bytes) -> int:
 
 def _upright(rgb: Rgb, orientation: int) -> Rgb:
     """Undo the rotation and mirroring that an EXIF orientation describes."""
+    if orientation == 1:
+        return rgb
     if orientation in (5, 6, 7, 8):
         rgb = rgb.transpose(1, 0, 2)
     if orientation in (3, 4, 7, 8):

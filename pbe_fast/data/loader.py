@@ -37,7 +37,7 @@ Ids = npt.NDArray[np.int64]
 class Batch(NamedTuple):
     """What the loader yields; N is smaller where images were undecodable."""
 
-    images: Tensor  # (N, 3, size, size) uint8
+    images: Tensor  # (N, 3, size, size) uint8, channels_last
     labels: Tensor  # (N,) int64
     ids: Tensor  # (N,) int64, rows of the manifest
 
@@ -219,19 +219,21 @@ class _BatchReader(Dataset[_Loaded]):
         pixels = np.empty((len(ids), size, size, 3), np.uint8)
         good: list[int] = []
         failures: list[tuple[int, str]] = []
-        for sample_id in ids.tolist():
+        try:
+            encoded = self.reader.read_all(ids.tolist())
+        except ShardError as error:
+            nothing = torch.empty(0)
+            return _Loaded(nothing, nothing, nothing, [], str(error))
+        for sample_id, content in zip(ids.tolist(), encoded, strict=True):
             try:
-                image = decode_rgb(self.reader.read(sample_id))
+                image = decode_rgb(content)
             except ImageError as error:
                 failures.append((sample_id, str(error)))
                 continue
-            except ShardError as error:
-                nothing = torch.empty(0)
-                return _Loaded(nothing, nothing, nothing, [], str(error))
             pixels[len(good)] = self.view.image(image, sample_id)
             good.append(sample_id)
         kept = np.array(good, np.int64)
-        images = torch.from_numpy(pixels[: len(good)]).permute(0, 3, 1, 2).contiguous()
+        images = torch.from_numpy(pixels[: len(good)]).permute(0, 3, 1, 2)  # channels_last
         labels = torch.from_numpy(self.labels[kept].astype(np.int64))
         return _Loaded(self.view.batch(images, kept), labels, torch.from_numpy(kept), failures)
 

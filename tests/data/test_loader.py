@@ -6,7 +6,7 @@ import multiprocessing
 import os
 import tarfile
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -93,7 +93,7 @@ def test_in_file_order_each_sample_comes_once_with_its_pixels_and_label(shards: 
     for batch in batches:
         assert batch.images.dtype == torch.uint8
         assert batch.images.shape[1:] == (3, 8, 8)
-        assert batch.images.is_contiguous()
+        assert batch.images.is_contiguous(memory_format=torch.channels_last)
         assert batch.labels.dtype == batch.ids.dtype == torch.int64
     images, labels, ids = _all(batches)
     assert ids == list(range(COUNT))
@@ -202,18 +202,18 @@ def test_a_subset_reads_its_own_samples_and_no_others(
 ) -> None:
     read: list[int] = []
     decoded: list[bytes] = []
-    reading, decoding = ShardReader.read, decode_rgb
+    reading, decoding = ShardReader.read_all, decode_rgb
 
-    def counting_read(self: ShardReader, sample_id: int) -> bytes:
-        read.append(sample_id)
-        return reading(self, sample_id)
+    def counting_read(self: ShardReader, ids: Sequence[int]) -> list[bytes]:
+        read.extend(ids)
+        return reading(self, ids)
 
     def counting_decode(content: bytes) -> Pixels:
         decoded.append(content)
         return decoding(content)
 
     data = ImageData.open(shards, 8)
-    monkeypatch.setattr(ShardReader, "read", counting_read)
+    monkeypatch.setattr(ShardReader, "read_all", counting_read)
     monkeypatch.setattr(loader, "decode_rgb", counting_decode)
     subset = np.array([30, 2, 17, 5], np.int64)
     images, labels, ids = _all(data.read(subset, 3))
@@ -223,7 +223,7 @@ def test_a_subset_reads_its_own_samples_and_no_others(
     assert len(images) == 4
 
 
-def test_what_lies_beside_an_image_is_never_read(
+def test_what_lies_beside_an_image_is_never_decoded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     canary = tmp_path / "canary"
@@ -243,18 +243,16 @@ def test_what_lies_beside_an_image_is_never_read(
                 tar.addfile(member, io.BytesIO(content))
     index_shards(str(tmp_path))
     data = ImageData.open(tmp_path, 8)
-    spans: list[tuple[int, int]] = []
-    pread = os.pread
+    decoded: list[bytes] = []
 
-    def spying(fd: int, size: int, offset: int) -> bytes:
-        spans.append((offset, size))
-        return pread(fd, size, offset)
+    def spying(content: bytes) -> Pixels:
+        decoded.append(content)
+        return decode_rgb(content)
 
-    monkeypatch.setattr(os, "pread", spying)
+    monkeypatch.setattr(loader, "decode_rgb", spying)
     images, _, _ = _all(data.read(data.ids, 2))
     np.testing.assert_array_equal(images[3].permute(1, 2, 0).numpy(), _pixels(3))
-    listed = zip(data.manifest.offsets.tolist(), data.manifest.sizes.tolist(), strict=True)
-    assert spans == list(listed)
+    assert decoded == [_png(i) for i in range(4)]
     assert not canary.exists()
 
 

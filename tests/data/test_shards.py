@@ -3,6 +3,7 @@ import io
 import json
 import os
 import pickle
+import re
 import signal
 import string
 import tarfile
@@ -95,6 +96,52 @@ def test_write_then_read(manifest: Manifest) -> None:
     assert read_bytes(manifest, 17) == samples[17].image
     assert same(Manifest.load(manifest.root), manifest)
     assert verify_shards(manifest) == []
+
+
+@settings(deadline=None, max_examples=40)
+@given(ids=st.lists(st.integers(0, 39), max_size=30))
+def test_many_reads_at_once_give_what_single_reads_give(
+    tmp_path_factory: pytest.TempPathFactory, ids: list[int]
+) -> None:
+    folder = tmp_path_factory.getbasetemp() / "many"
+    samples = some(40)
+    if not folder.exists():
+        write_shards(samples, folder, classes=CLASSES, shard_bytes=16 * 1024)
+    reader = ShardReader(Manifest.load(folder), max_open=2)
+    assert reader.read_all(ids) == [samples[i].image for i in ids]
+
+
+def test_neighbours_come_by_one_read(manifest: Manifest, monkeypatch: pytest.MonkeyPatch) -> None:
+    spans: list[tuple[int, int]] = []
+    pread = os.pread
+
+    def spying(fd: int, size: int, offset: int) -> bytes:
+        spans.append((offset, size))
+        return pread(fd, size, offset)
+
+    monkeypatch.setattr(os, "pread", spying)
+    reader = ShardReader(manifest)
+    reader.read_all([0, 1, 2])
+    start = int(manifest.offsets[0])
+    assert spans == [(start, int(manifest.offsets[2] + manifest.sizes[2]) - start)]
+    spans.clear()
+    reader.read_all([2, 0, 39])
+    wanted = [(int(manifest.offsets[i]), int(manifest.sizes[i])) for i in (2, 0, 39)]
+    assert spans == wanted
+
+
+def test_a_cut_in_a_read_of_many_names_the_first_sample_that_is_not_whole(
+    manifest: Manifest,
+) -> None:
+    with manifest.shard_path(0).open("r+b") as file:
+        file.truncate(int(manifest.offsets[1] + manifest.sizes[1]) - 1)
+    reader = ShardReader(manifest)
+    assert reader.read_all([0]) == [some(40)[0].image]
+    with pytest.raises(ShardError, match=re.escape(manifest.describe(1))):
+        reader.read_all([0, 1, 2])
+    for wrong in (-1, 40):
+        with pytest.raises(IndexError, match=f"sample {wrong} of 40"):
+            reader.read_all([0, wrong])
 
 
 def test_webdataset_reads_what_is_written(manifest: Manifest) -> None:
