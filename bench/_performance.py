@@ -8,7 +8,7 @@ from typing import Any
 __all__ = ["BLOCKS", "plot"]
 
 RESULTS = Path(__file__).parent / "results"
-TITLES = {"resnet18_32": "PreActResNet-18, 32x32", "resnet50_224": "ResNet-50, 224x224"}
+TITLES = {"resnet18_32": "ResNet-18, 32x32", "resnet50_224": "ResNet-50, 224x224"}
 
 
 def _content(name: str) -> dict[str, Any] | None:

@@ -2,6 +2,7 @@
 
 import json
 import platform
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from pbe_fast.data.loader import ImageData, Quarantine
 from pbe_fast.data.manifest import MANIFEST_NAME
 from pbe_fast.data.shards import write_shards
 from pbe_fast.data.signs import sign_names, signs
-from pbe_fast.models import Classifier, load_model
+from pbe_fast.models import Classifier, ModelSpec, load_model
 from pbe_fast.run_directory import versions
 from pipelines._console import progress_bars
 
@@ -25,7 +26,7 @@ __all__ = ["MODELS", "facts", "interleaved", "trained", "write_json"]
 CLASSES = 20
 # Name, size in pixels, training images a class, epochs, options.
 MODELS: dict[str, tuple[str, int, int, int, dict[str, Any]]] = {
-    "resnet18_32": ("builtin:preact_resnet18", 32, 250, 4, {"width": 64}),
+    "resnet18_32": (f"{Path(__file__).parent / 'resnet18_32.py'}:make", 32, 250, 3, {}),
     "resnet50_224": ("torchvision:resnet50", 224, 60, 5, {}),
 }
 
@@ -59,7 +60,9 @@ def trained(name: str, folder: Path, device: str) -> tuple[Classifier, ImageData
         train(load_config(TrainConfig, values=values), run, progress)
     quarantine = Quarantine(folder / "quarantine.jsonl", 0.0)
     test = ImageData.open(data / "test", size, workers=0, quarantine=quarantine, digests=False)
-    return load_model(run / "model.safetensors"), test
+    # The name is given, as a checkpoint's own word for a Python file is not taken.
+    spec = ModelSpec(architecture, CLASSES, image_size=size, options=options)
+    return load_model(run / "model.safetensors", spec), test
 
 
 def some(test: ImageData, count: int) -> tuple[Tensor, Tensor]:
@@ -107,11 +110,20 @@ def interleaved(
 
 
 def facts(device: str) -> dict[str, Any]:
-    """The machine and the versions."""
+    """The command as it was given, the machine and the versions."""
+    arguments = sys.argv[1:]
+    folder = {text: "runs/bench" for text in arguments[:1] if not text.startswith("-")}
+    words = [folder.get(text, text) for text in arguments]
+    command = f"python -m {getattr(sys.modules['__main__'].__spec__, 'name', 'bench')}"
     place: dict[str, Any] = {"processor": _processor(), "threads": torch.get_num_threads()}
     if device.startswith("cuda"):
         place = {"gpu": torch.cuda.get_device_name(0)}
-    return {"device": device, **place, "versions": versions()}
+    return {
+        "command": " ".join([command, *words]),
+        "device": device,
+        **place,
+        "versions": versions(),
+    }
 
 
 def _processor() -> str:

@@ -42,7 +42,7 @@ def plain_epoch(
     stream = ("round", 0, "epoch", 0)
     order = epoch_order(ids, data.manifest.shard_index, 0, *stream)
     for batch in data.read(order, BATCH, View(data.size, "crop_rotate", False, 0, stream)):
-        images, labels = (batch.images.float() / 255).to(place), batch.labels.to(place)
+        images, labels = (batch.images.float() / 255).contiguous().to(place), batch.labels.to(place)
         adversarial = attack(images, labels)
         model.train()
         loss = functional.cross_entropy(model(adversarial), labels)
@@ -95,7 +95,6 @@ def main() -> None:
 
     calls = {"ours, exact": ours("exact"), "ours, retire": ours("retire"), "plain": by_plain_loop}
     content = {
-        "command": f"python -m bench.aft_epoch runs/bench --device {options.device}",
         **facts(options.device),
         "images": len(ids),
         "batch": BATCH,

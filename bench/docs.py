@@ -70,15 +70,35 @@ def results_table() -> str:
     return "\n".join(lines)
 
 
-def other_rates_table() -> str:
-    """AFT on GTSRB at other learning rates, where they were run."""
-    lines = ["| attack | learning rate | ACC | ASR |", "| --- | --- | ---: | ---: |"]
+OTHERS = {
+    "aft_batch128": "0.1 cosine, batch 128",
+    "aft_constant": "0.05, batch 128",
+    "aft_published": "0.001, batch 128 (published)",
+}
+
+
+def other_settings_table() -> str:
+    """AFT on GTSRB with other settings, where they were run."""
+    lines = ["| attack | setting | ACC | ASR |", "| --- | --- | ---: | ---: |"]
     for name, title in NAMES.items():
-        for part, rate in (("aft_published", "0.001"), ("aft_constant", "0.05")):
+        for part, setting in OTHERS.items():
             run = _cells().get(name, {}).get(part)
             if run is not None:
                 values = (_percent(run["purified"].get(key)) for key in ("acc", "asr"))
-                lines.append(f"| {title} | {rate}, constant | {' | '.join(values)} |")
+                lines.append(f"| {title} | {setting} | {' | '.join(values)} |")
+    return "\n".join(lines)
+
+
+def retire_table() -> str:
+    """AFT with mode retire beside mode exact."""
+    lines = [
+        "| attack | exact ACC | exact ASR | retire ACC | retire ASR |",
+        "| --- | ---: | ---: | ---: | ---: |",
+    ]
+    for name, title in NAMES.items():
+        runs = [_cells().get(name, {}).get(part, {}) for part in ("aft", "aft_retire")]
+        values = [_percent(r.get("purified", {}).get(key)) for r in runs for key in ("acc", "asr")]
+        lines.append(f"| {title} | {' | '.join(values)} |")
     return "\n".join(lines)
 
 
@@ -170,7 +190,8 @@ def _key_rows(kind: type[BaseModel], prefix: str) -> list[str]:
 BLOCKS: dict[str, Callable[[], str]] = {
     "results": results_table,
     "missing": missing_line,
-    "other-rates": other_rates_table,
+    "other-settings": other_settings_table,
+    "retire": retire_table,
     "signs-settings": signs_settings_table,
     "rounds": rounds_table,
     "times": time_table,

@@ -30,6 +30,7 @@ from kernels.warp import torch_warp_normalise
 
 HALF = [0.5, 0.5, 0.5]
 SHAPES = {"32": (8192, 3, 32, 32), "224": (256, 3, 224, 224)}
+PLACE = "cuda"
 SETS = 4  # input sets to rotate among
 
 
@@ -57,11 +58,11 @@ def cases(shape: tuple[int, ...], layout: torch.memory_format) -> dict[str, Case
         return tensor.contiguous(memory_format=layout)
 
     def pixels() -> Tensor:
-        return dense(torch.randint(0, 256, shape, dtype=torch.uint8, device="cuda"))
+        return dense(torch.randint(0, 256, shape, dtype=torch.uint8, device=PLACE))
 
     def step_input() -> tuple[Tensor, Tensor, Tensor]:
-        d = (torch.rand(shape, device="cuda") - 0.5) * 0.04
-        return pixels(), dense(d.half()), dense(torch.randn(shape, device="cuda").bfloat16())
+        d = (torch.rand(shape, device=PLACE) - 0.5) * 0.04
+        return pixels(), dense(d.half()), dense(torch.randn(shape, device=PLACE).bfloat16())
 
     def case(
         traffic: float,
@@ -75,25 +76,26 @@ def cases(shape: tuple[int, ...], layout: torch.memory_format) -> dict[str, Case
             round(traffic), lambda: kernel(*inputs(), *rest), lambda: twin(*inputs(), *rest)
         )
 
-    labels = torch.randint(0, 1000, (count,), device="cuda")
-    triggered = torch.rand(count, device="cuda") < 0.5
-    ids = torch.arange(count, device="cuda")
-    picture = torch.rand(shape[1:], device="cuda")
-    share = torch.full((1, *shape[2:]), 0.2, device="cuda")
-    grid = torch.rand(*shape[2:], 2, device="cuda") * 2 - 1
+    labels = torch.randint(0, 1000, (count,), device=PLACE)
+    triggered = torch.rand(count, device=PLACE) < 0.5
+    ids = torch.arange(count, device=PLACE)
+    picture = torch.rand(shape[1:], device=PLACE)
+    share = torch.full((1, *shape[2:]), 0.2, device=PLACE)
+    grid = torch.rand(*shape[2:], 2, device=PLACE) * 2 - 1
     rows = max(1024, elements // 2000)
 
     def logits() -> tuple[Tensor, Tensor, Tensor]:
-        one, two = (torch.randn(rows, 1000, device="cuda").bfloat16() for _ in range(2))
-        return one, two, torch.randint(0, 1000, (rows,), device="cuda")
+        one, two = (torch.randn(rows, 1000, device=PLACE).bfloat16() for _ in range(2))
+        return one, two, torch.randint(0, 1000, (rows,), device=PLACE)
 
     def slots() -> tuple[Any, ...]:
         return (
-            torch.randn(8192, 1000, device="cuda").bfloat16(),
-            torch.randint(0, 1000, (100_000,), device="cuda"),
-            torch.arange(8192, device="cuda"),
-            torch.zeros(8192, dtype=torch.int32, device="cuda"),
-            torch.tensor([8192], device="cuda"),
+            torch.randn(8192, 1000, device=PLACE).bfloat16(),
+            torch.randint(0, 1000, (100_000,), device=PLACE),
+            torch.arange(8192, device=PLACE),
+            torch.zeros(8192, dtype=torch.int32, device=PLACE),
+            torch.arange(8192, 100_000, device=PLACE),
+            torch.tensor([0, 91_808], device=PLACE),
         )
 
     def injected() -> tuple[Any, ...]:
@@ -124,7 +126,9 @@ def cases(shape: tuple[int, ...], layout: torch.memory_format) -> dict[str, Case
             *(grid, HALF, HALF, torch.bfloat16),
         ),
         "agreement": case(4 * rows * 1000, logits, kernels.agreement, torch_agreement),
-        "retire": case(2 * 8192 * 1000, slots, kernels.retire, torch_retire, 1 << 30, 1e9, False),
+        "retire": case(
+            2 * 8192 * 1000, slots, kernels.retire, torch_retire, 1, 1 << 30, 1e9, False
+        ),
     }
 
 
@@ -144,7 +148,7 @@ def measured(case: Case) -> dict[str, float]:
 
 def copy_bandwidth() -> float:
     """Of a large copy, in GB/s."""
-    source = torch.empty(2**30, dtype=torch.uint8, device="cuda").random_()
+    source = torch.empty(2**30, dtype=torch.uint8, device=PLACE).random_()
     target = torch.empty_like(source)
     median = triton.testing.do_bench(lambda: target.copy_(source), quantiles=[0.5])
     return 2 * 2**30 / median / 1e6
@@ -174,7 +178,6 @@ def main() -> None:
                     f"{row['gb_per_second']:7.0f} GB/s, {100 * row['share_of_copy']:5.1f} %"
                 )
     content = {
-        "command": "python -m bench.kernels",
         **facts("cuda"),
         "copy_gb_per_second": limit,
         "kernels": results,

@@ -137,7 +137,7 @@ def main() -> None:
             "images": count,
             "contenders": interleaved(peers(tree, shards, size), options.rounds, count),
         }
-    content = {"command": "python -m bench.loading runs/bench", **facts("cpu"), "kinds": results}
+    content = {**facts("cpu"), "kinds": results}
     write_json(options.out, content)
 
 

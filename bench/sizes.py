@@ -3,7 +3,7 @@
     python -m bench.sizes runs/bench --threads 2
     python -m bench.sizes runs/bench --device cuda
 
-Mode ``exact`` on the trained PreActResNet-18 of full width at 32x32. On a CPU the peak is the
+Mode ``exact`` on the trained ResNet-18 at 32x32. On a CPU the peak is the
 resident set of the process (it never falls, so sizes go up); on CUDA what torch allocated. A size
 that is expected to need more than the free memory is not tried, and said to be so.
 """
@@ -85,7 +85,6 @@ def main() -> None:
         rate, mib = row["images_per_second"], row["peak_bytes"] / 2**20
         print(f"{size:5}: {rate:9.1f} images/s, {mib:,.0f} MiB")
     content = {
-        "command": f"python -m bench.sizes runs/bench --device {options.device}",
         **facts(options.device),
         "precision": device.precision,
         "layout": device.layout,

@@ -1,7 +1,8 @@
 """One GPU operation a file: equation, torch twin, Triton kernel, launcher.
 
-A public name is the operation itself: it runs the kernel on CUDA tensors and the twin elsewhere,
-and ``torch.compile`` and CUDA graphs accept it.
+Most public names are operations: the kernel on CUDA tensors, the twin elsewhere, and accepted by
+``torch.compile`` and CUDA graphs. ``beaten``, ``warp``, ``mix_pattern`` and ``add_pattern`` are
+plain torch everywhere.
 """
 
 from kernels.agreement import agreement

@@ -81,7 +81,7 @@ def operation(
     """Register an operation: the kernel on CUDA, the torch twin elsewhere.
 
     ``torch.compile`` sees one opaque operation whose shapes ``fake`` tells, and CUDA graphs
-    capture it, because neither twin nor launcher waits for the device.
+    capture it, because no launcher waits for the device.
     """
     op = torch.library.custom_op(f"pbe::{name}", twin, mutates_args=tuple(mutates))
     op.register_kernel("cuda")(launcher)

@@ -106,7 +106,7 @@ class AdversaryConfig(_Strict):
     mode: Literal["exact", "retire"] = Field(
         "exact", description="exact: all steps for every image; retire: done ones leave the batch"
     )
-    margin: float = Field(0.0, ge=0, description="retire: of logits, by which a done one is wrong")
+    margin: float = Field(0.5, ge=0, description="retire: of logits, by which a done one is wrong")
     fold: bool = Field(True, description="fold batch norm into the convolutions of the mined copy")
     compile: bool = Field(True, description="CUDA: torch.compile and CUDA graphs for mining")
 

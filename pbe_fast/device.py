@@ -75,7 +75,7 @@ def choose_device(
     Args:
         name: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
         precision, layout: ``auto`` measures; anything else is taken as it is.
-        model: what will run; probed without changing it.
+        model: what will run; its weights end in the chosen place and memory format.
         image_size: side of the images in pixels.
         say: told of every measurement.
 
@@ -93,12 +93,14 @@ def choose_device(
     if device.type not in ("cpu", "cuda"):
         raise ConfigError(f"device {name!r} is not supported; use auto, cpu, cuda or cuda:N.")
     if device.type == "cuda":
+        torch.cuda.set_device(device)  # kernels are launched on the current one
         torch.backends.cudnn.deterministic = True  # same seed, same bytes
         torch.backends.cudnn.benchmark = False
     precisions: list[Precision] = ["bfloat16", "float32"] if precision == "auto" else [precision]
     layouts: list[MemoryFormat] = ["channels_last", "contiguous"] if layout == "auto" else [layout]
     candidates = [Device(device, p, m) for p in precisions for m in layouts]
     if len(candidates) == 1:
+        candidates[0].place(model)
         return candidates[0]
     seconds = {}
     for candidate in candidates:

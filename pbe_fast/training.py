@@ -29,6 +29,8 @@ __all__ = ["Position", "Stage", "Step", "fit"]
 
 Ids = npt.NDArray[np.int64]
 
+_START = 2**32  # stands for the batch in the seed of an epoch's random starts; no batch has it
+
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:
@@ -179,7 +181,7 @@ def fit(
                             f"stage {stage.name} has adversarial batches but no adversary"
                         )
                     # The random start depends on the sample, the epoch and the round.
-                    attack_seed = seed * 1_000_003 + stage.round * 1_009 + epoch
+                    attack_seed = _batch_seed(seed, stage.round, epoch, _START)
                     images = miner(batch.images, labels, ids=batch.ids, seed=attack_seed)
                 else:
                     images = device.images(batch.images)

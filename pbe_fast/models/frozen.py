@@ -1,4 +1,4 @@
-"""A frozen copy of a classifier for mining: batch norm folded, weights in the mining precision.
+"""A frozen copy of a network for mining: batch norm folded, weights in the mining precision.
 
 In eval mode a batch norm is an affine map of each channel, so one that follows a convolution c is
 a part of it:
@@ -8,17 +8,16 @@ a part of it:
 
 Which pairs can be folded is read off the autograd graph of one forward pass: a convolution whose
 weight is used once, and whose output feeds one batch norm and nothing else. That holds for any
-Python code in ``forward``. The folded copy is then compared with the model; a copy that differs is
-given up for an unfolded one.
+Python code in ``forward``. A folded network is then compared with the network itself, in float64 so
+that the answer depends on the architecture alone; one that differs is given up for an unfolded
+copy.
 
 The copy has weights of its own, which :meth:`FrozenCopy.refresh` writes in place from the
-model's. Compiled code and captured CUDA graphs therefore see the new ones. Whoever mines must
+network's. Compiled code and captured CUDA graphs therefore see the new ones. Whoever mines must
 refresh after each update of the model: folded weights go stale silently.
 """
 
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
@@ -30,7 +29,9 @@ from pbe_fast.device import Device
 
 __all__ = ["FrozenCopy"]
 
-_SAME = 1e-3  # largest difference of float32 logits, relative to the largest logit
+_SAME = 1e-6  # largest difference of float64 logits, relative to the largest logit
+# What autocast would cast at every call; everything else keeps float32.
+_CAST = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d, nn.Linear)
 
 
 @dataclass(frozen=True)
@@ -42,63 +43,98 @@ class _Pair:
 
 
 class FrozenCopy:
-    """The network of a model in eval mode, without gradients for its weights.
+    """A network in eval mode, without gradients for its weights; to be run under autocast.
 
     Args:
-        net: the network to copy; takes normalised images ``(N, 3, H, W)``.
+        net: the network to copy; takes normalised images ``(N, 3, H, W)``. It is never run.
         device: gives the precision and the memory format of the copy's weights.
-        example: ``(2, 3, H, W)`` float32 input, to find and check the pairs with.
+        image_size: height and width in pixels, to find the pairs with.
         fold: whether to fold at all.
 
     Attributes:
         net: the copy; its weights are those of the last :meth:`refresh`.
         folded: how many batch norms were folded.
-        norms: how many the model has.
+        norms: how many the network has.
     """
 
     def __init__(
-        self, net: nn.Module, device: Device, example: Tensor, *, fold: bool = True
+        self, net: nn.Module, device: Device, image_size: tuple[int, int], *, fold: bool = True
     ) -> None:
         self.source = net
-        norms = [m for m in net.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-        self.norms = len(norms)
-        with _quiet(net):
-            pairs = _foldable(net, example) if fold else []
-            self.net, self._pairs = _copy(net, pairs), pairs
-            self.refresh()
-            if pairs and not _same(net, self.net, example):
-                self._pairs = []
-                self.net = _copy(net, [])
+        self.norms = sum(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in net.modules())
+        self._pairs = _foldable(net, image_size) if fold and self.norms else []
         self.folded = len(self._pairs)
-        dtype = torch.bfloat16 if device.precision == "bfloat16" else torch.float32
-        self.net = device.place(self.net.to(dtype))
+        copy = _without_norms(_copied(net), self._pairs)
+        if device.precision == "bfloat16":
+            for module in copy.modules():
+                if isinstance(module, _CAST):
+                    module.to(torch.bfloat16)
+        self.net = device.place(copy).requires_grad_(False)
         self.refresh()
 
     @torch.no_grad()
     def refresh(self) -> None:
-        """Take over the model's present weights and statistics, in place."""
-        theirs = dict(self.source.state_dict())
-        ours = {**dict(self.net.named_parameters()), **dict(self.net.named_buffers())}
+        """Take over the network's present weights and statistics, in place."""
+        self.net.train()  # some networks drop what they cached of the old weights only here
+        self.net.eval()
+        theirs, ours = _tensors(self.source), _tensors(self.net)
         for pair in self._pairs:
             weight, bias = _fold(theirs, pair, self.source)
             ours.pop(f"{pair.convolution}.weight").copy_(weight)
             ours.pop(f"{pair.convolution}.bias").copy_(bias)
-        names = [name for name in ours if name in theirs]
-        if names:
-            torch._foreach_copy_([ours[n] for n in names], [theirs[n] for n in names])
+        if ours:
+            torch._foreach_copy_(list(ours.values()), [theirs[name] for name in ours])
 
 
-def _foldable(net: nn.Module, example: Tensor) -> list[_Pair]:
-    """Pairs of plain convolutions and batch norms that nothing else comes between."""
-    with torch.enable_grad():
-        wanted = [(p, p.requires_grad) for p in net.parameters()]
-        for parameter, _ in wanted:
-            parameter.requires_grad_(True)
-        try:
-            root = net(example).grad_fn
-        finally:
-            for parameter, grad in wanted:
-                parameter.requires_grad_(grad)
+def _tensors(net: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers, by name, whether they are saved in checkpoints or not."""
+    return {
+        **dict(net.named_parameters(remove_duplicate=False)),
+        **dict(net.named_buffers(remove_duplicate=False)),
+    }
+
+
+def _copied(net: nn.Module) -> nn.Module:
+    """A copy in eval mode; the network's own state is left as it is."""
+    for module in net.modules():
+        for name, value in vars(module).items():
+            # What a forward hook computed, as torch's older weight norm does: it comes anew at
+            # the next call, and a copy of it would have to carry a graph along.
+            if isinstance(value, Tensor) and value.grad_fn is not None:
+                setattr(module, name, value.detach())
+    copy = deepcopy(net)
+    for parameter in copy.parameters():
+        parameter.grad = None
+    return copy.train().eval()
+
+
+def _foldable(net: nn.Module, image_size: tuple[int, int]) -> list[_Pair]:
+    """The pairs of a network, or none where a folded network is not the same."""
+    twin = _copied(net).to("cpu", torch.float64)
+    rng = torch.Generator().manual_seed(0)
+    example = torch.randn(2, 3, *image_size, generator=rng, dtype=torch.float64)
+    try:
+        with torch.enable_grad():
+            wanted = twin.requires_grad_(True)(example)
+        pairs = _pairs(twin, wanted.grad_fn)
+        if not pairs:
+            return []
+        folded = _without_norms(_copied(net).to("cpu", torch.float64), pairs)
+        ours, theirs = _tensors(folded), _tensors(twin)
+        with torch.no_grad():
+            for pair in pairs:
+                weight, bias = _fold(theirs, pair, twin)
+                ours[f"{pair.convolution}.weight"].copy_(weight)
+                ours[f"{pair.convolution}.bias"].copy_(bias)
+            found = folded(example)
+    except Exception:  # a network that cannot run in float64 is mined without folding
+        return []
+    apart = (found - wanted.detach()).abs().max()
+    return pairs if bool(apart <= _SAME * wanted.detach().abs().max()) else []
+
+
+def _pairs(net: nn.Module, root: Any) -> list[_Pair]:
+    """Plain convolutions and batch norms between which nothing else comes."""
     uses, consumers = _graph(root)
     owners = {
         id(parameter): name.rpartition(".")[0]
@@ -125,7 +161,7 @@ def _graph(root: Any) -> tuple[Counter[Any], dict[Any, list[Any]]]:
     """How often each node is used, and by whom."""
     uses: Counter[Any] = Counter({root: 1})
     consumers: dict[Any, list[Any]] = {}
-    todo, seen = [root], {root}
+    todo, seen = [root] if root is not None else [], {root}
     while todo:
         node = todo.pop()
         for following, _ in node.next_functions:
@@ -160,46 +196,25 @@ def _activation(module: nn.Module) -> nn.Module | None:
     return act if isinstance(act, nn.Module) and isinstance(drop, nn.Identity) else None
 
 
-def _copy(net: nn.Module, pairs: list[_Pair]) -> nn.Module:
-    copy = deepcopy(net)
-    modules = dict(copy.named_modules())
+def _without_norms(net: nn.Module, pairs: list[_Pair]) -> nn.Module:
+    """The network itself, its norms of the pairs taken out and their convolutions with a bias."""
+    modules = dict(net.named_modules())
     for pair in pairs:
         convolution, norm = modules[pair.convolution], modules[pair.norm]
-        if not isinstance(convolution, nn.Conv2d):
-            raise TypeError(f"{pair.convolution} is no convolution")
-        if convolution.bias is None:
-            convolution.bias = nn.Parameter(
-                convolution.weight.new_zeros(convolution.out_channels), requires_grad=False
-            )
+        if isinstance(convolution, nn.Conv2d) and convolution.bias is None:
+            zeros = convolution.weight.detach().new_zeros(convolution.out_channels)
+            convolution.bias = nn.Parameter(zeros, requires_grad=False)
         parent, _, name = pair.norm.rpartition(".")
         setattr(modules[parent], name, _activation(norm) or nn.Identity())
-    return copy.eval().requires_grad_(False)
+    return net.eval().requires_grad_(False)
 
 
-def _fold(state: dict[str, Tensor], pair: _Pair, source: nn.Module) -> tuple[Tensor, Tensor]:
+def _fold(tensors: dict[str, Tensor], pair: _Pair, source: nn.Module) -> tuple[Tensor, Tensor]:
     """The convolution's weight and bias with its batch norm inside; see the module."""
     norm = source.get_submodule(pair.norm)
     eps: float = norm.eps  # type: ignore[assignment]  # a module's attributes have no types
-    mean, variance = state[f"{pair.norm}.running_mean"], state[f"{pair.norm}.running_var"]
-    scale = torch.rsqrt(variance + eps) * state[f"{pair.norm}.weight"]
-    bias = state.get(f"{pair.convolution}.bias", torch.zeros_like(mean))
-    weight = state[f"{pair.convolution}.weight"] * scale.view(-1, 1, 1, 1)
-    return weight, (bias - mean) * scale + state[f"{pair.norm}.bias"]
-
-
-def _same(net: nn.Module, copy: nn.Module, example: Tensor) -> bool:
-    with torch.no_grad():
-        first, second = net(example), copy(example)
-    return bool((first - second).abs().max() <= _SAME * first.abs().max())
-
-
-@contextmanager
-def _quiet(net: nn.Module) -> Iterator[None]:
-    """Eval mode inside the block; each module's own mode after it."""
-    before = [(module, module.training) for module in net.modules()]
-    net.eval()
-    try:
-        yield
-    finally:
-        for module, training in before:
-            module.training = training
+    mean, variance = tensors[f"{pair.norm}.running_mean"], tensors[f"{pair.norm}.running_var"]
+    scale = torch.rsqrt(variance + eps) * tensors[f"{pair.norm}.weight"]
+    bias = tensors.get(f"{pair.convolution}.bias", torch.zeros_like(mean))
+    weight = tensors[f"{pair.convolution}.weight"] * scale.view(-1, 1, 1, 1)
+    return weight, (bias - mean) * scale + tensors[f"{pair.norm}.bias"]

@@ -1,5 +1,6 @@
 """The miner: fresh weights at every call, exact against the reference loop, and retiring."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -11,6 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from pbe_fast.adversary import L2, PGD, Linf, Miner
+from pbe_fast.adversary._graphs import Graphs
+from pbe_fast.adversary.pgd import Pool
 from pbe_fast.device import Device
 from pbe_fast.models import Classifier, ModelSpec, create_model
 
@@ -43,7 +46,8 @@ def batch(count: int = 12, seed: int = 0) -> tuple[Tensor, Tensor]:
 
 
 def pgd(**changes: Any) -> PGD:
-    values: dict[str, Any] = {"norm": Linf(EPS), "steps": 5, "step": EPS / 4, "fold": False}
+    values: dict[str, Any] = {"norm": Linf(EPS), "steps": 5, "step": EPS / 4}
+    values |= {"fold": False, "margin": 0.0}
     return PGD(**{**values, **changes})
 
 
@@ -195,6 +199,56 @@ def test_targeted_retires_what_has_arrived() -> None:
     assert there.any()
     torch.testing.assert_close(out[there], images[there] * (1 / 255), rtol=0, atol=0)
     assert not torch.equal(out[~there], images[~there] * (1 / 255))
+
+
+@pytest.mark.parametrize("mode", ["exact", "retire"])
+@pytest.mark.parametrize("norm", [Linf(EPS), L2(0.5)])
+@pytest.mark.parametrize(("count", "slots"), [(1, None), (12, None), (40, 7), (33, 16), (5, 64)])
+def test_recorded_loops_do_what_the_eager_one_does(
+    monkeypatch: pytest.MonkeyPatch, mode: str, norm: Linf | L2, count: int, slots: int | None
+) -> None:
+    """With a stand-in for the recorder, which runs the body where a graph would be replayed."""
+
+    def recorded(_self: Graphs, body: Callable[[], None]) -> Callable[[], None]:
+        for _ in range(4):
+            body()
+        return body
+
+    monkeypatch.setattr(Graphs, "_captured", recorded)
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: None)
+    model = classifier()
+    rule = pgd(mode=mode, norm=norm, step=norm.eps / 4)
+    eager = Miner(rule, model, CPU, slots=slots)
+    replayed = Miner(rule, model, CPU, slots=slots)
+    for seed in (1, 2):
+        images, labels = batch(count, seed=seed)
+        wanted = eager(images, labels)
+        if replayed._graphs is None:
+            assert eager._copy is not None
+            pool = Pool(images, labels, torch.zeros(images.shape))
+            replayed._copy = eager._copy
+            loop = replayed._loop(eager._copy.net)
+            replayed._graphs = Graphs(loop, pool, replayed._count(pool))
+        assert replayed._graphs.fits(Pool(images, labels, wanted))
+        found = replayed(images, labels)
+        assert float(((found - wanted).abs() > 2e-7).float().mean()) < 2e-3
+
+
+def test_a_model_that_cannot_be_recorded_is_mined_eagerly(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse() -> None:
+        raise RuntimeError("no graphs here\nand more")
+
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", refuse)
+    said: list[str] = []
+    images, labels = batch(2)
+    miner = Miner(pgd(), classifier(), CPU)
+    miner(images, labels)
+    assert miner._copy is not None
+    pool = Pool(images, labels, torch.zeros(images.shape))
+    assert Graphs.of(miner._loop(miner._copy.net), pool, 2, said.append) is None
+    assert said == ["not compiled (RuntimeError: no graphs here); mining runs eagerly"]
 
 
 def test_the_miner_says_how_it_mines() -> None:

@@ -233,7 +233,7 @@ def test_the_model_runs_in_eval_mode_without_parameter_gradients() -> None:
         seen.append((any(part.training for part in module.modules()), wanted))
 
     miner = Miner(LINF, model, CPU)
-    miner(*batch())  # finds out which norms can be folded
+    miner(*batch())  # makes the copy
     model.register_forward_pre_hook(lambda *_: pytest.fail("the model itself was run"))
     assert miner._copy is not None
     miner._copy.net.register_forward_pre_hook(look)

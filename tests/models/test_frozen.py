@@ -1,5 +1,7 @@
 """The frozen copy: folding finds what it may fold and nothing else, and follows updates."""
 
+import warnings
+
 import pytest
 import timm
 import torch
@@ -7,7 +9,7 @@ import torchvision
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
-from pbe_fast.device import Device
+from pbe_fast.device import Device, Precision
 from pbe_fast.models.frozen import FrozenCopy
 from pbe_fast.models.preact_resnet import PreActResNet18
 
@@ -53,8 +55,7 @@ def assert_same(net: nn.Module, copy: FrozenCopy, example: Tensor) -> None:
 def test_real_networks(make: object, folded: int, norms: int) -> None:
     torch.manual_seed(0)
     net = lively(make())  # type: ignore[operator]  # a table of functions
-    example = noise(2, 3, 32, 32)
-    copy = FrozenCopy(net, CPU, example)
+    copy = FrozenCopy(net, CPU, (32, 32))
     assert (copy.folded, copy.norms) == (folded, norms)
     assert_same(net, copy, noise(4, 3, 32, 32, seed=1))
 
@@ -124,7 +125,7 @@ def chain(*modules: nn.Module) -> nn.Module:
 def test_what_may_be_folded(make: object, folded: int) -> None:
     torch.manual_seed(0)
     net = lively(make())  # type: ignore[operator]  # a table of functions
-    copy = FrozenCopy(net, CPU, noise(2, 3, 16, 16))
+    copy = FrozenCopy(net, CPU, (16, 16))
     assert copy.folded == folded
     assert_same(net, copy, noise(4, 3, 16, 16, seed=1))
 
@@ -146,7 +147,7 @@ def train_a_step(net: nn.Module) -> None:
 
 def test_a_refreshed_copy_follows_updates_and_a_stale_one_does_not() -> None:
     net, example = small(), noise(4, 3, 32, 32, seed=2)
-    copy = FrozenCopy(net, CPU, noise(2, 3, 32, 32))
+    copy = FrozenCopy(net, CPU, (32, 32))
     storage = [p.data_ptr() for p in copy.net.parameters()]
     for _ in range(2):
         train_a_step(net)
@@ -163,7 +164,7 @@ def test_the_model_is_left_as_it_was() -> None:
     next(net.parameters()).requires_grad_(False)
     before = {name: value.clone() for name, value in net.state_dict().items()}
     wanted = [p.requires_grad for p in net.parameters()]
-    copy = FrozenCopy(net, CPU, noise(2, 3, 32, 32))
+    copy = FrozenCopy(net, CPU, (32, 32))
     copy.refresh()
     assert all(module.training for module in net.modules())
     assert [p.requires_grad for p in net.parameters()] == wanted
@@ -177,18 +178,18 @@ def test_the_model_is_left_as_it_was() -> None:
 def test_precision_and_memory_format_are_the_devices() -> None:
     half = Device(torch.device("cpu"), "bfloat16", "channels_last")
     net, example = small(), noise(4, 3, 32, 32, seed=2)
-    copy = FrozenCopy(net, half, noise(2, 3, 32, 32))
-    assert {p.dtype for p in copy.net.parameters()} == {torch.bfloat16}
+    copy = FrozenCopy(net, half, (32, 32))
     weight = copy.net.get_parameter("layer1.0.conv1.weight")
+    assert weight.dtype == copy.net.get_parameter("fc.weight").dtype == torch.bfloat16
     assert weight.is_contiguous(memory_format=torch.channels_last)
-    with torch.no_grad():
+    with torch.no_grad(), half.autocast():
         wanted, found = net(example), copy.net(example.bfloat16()).float()
     assert float((found - wanted).abs().max()) < 0.05 * float(wanted.abs().max())
 
 
 def test_no_folding_when_not_wanted() -> None:
     net = small()
-    copy = FrozenCopy(net, CPU, noise(2, 3, 32, 32), fold=False)
+    copy = FrozenCopy(net, CPU, (32, 32), fold=False)
     assert copy.folded == 0
     assert_same(net, copy, noise(4, 3, 32, 32, seed=2))
 
@@ -208,6 +209,85 @@ class Hidden(nn.Module):
 def test_a_copy_that_differs_is_given_up() -> None:
     torch.manual_seed(0)
     net = lively(Hidden())
-    copy = FrozenCopy(net, CPU, noise(2, 3, 16, 16))
+    copy = FrozenCopy(net, CPU, (16, 16))
     assert copy.folded == 0
     assert_same(net, copy, noise(4, 3, 16, 16, seed=1))
+
+
+class Cached(nn.Module):
+    """Keeps what it computed of its weights until it is trained again, as timm's levit does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(5, 3))
+        self.kept: Tensor | None = None
+
+    def train(self, mode: bool = True) -> "Cached":
+        self.kept = None if mode else self.kept
+        return super().train(mode)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.kept is None or self.training:
+            self.kept = self.weight * 2
+        return x.mean((2, 3)) @ self.kept.t()
+
+
+def test_what_a_network_caches_is_not_stale_and_does_not_hinder_the_copy() -> None:
+    torch.manual_seed(0)
+    net, example = Cached().eval(), noise(2, 3, 8, 8)
+    net(example)  # what it keeps now carries a graph
+    copy = FrozenCopy(net, CPU, (8, 8))
+    assert_same(net, copy, example)
+    with torch.no_grad():
+        net.weight.mul_(3)
+    net.train().eval()
+    copy.refresh()
+    assert_same(net, copy, example)
+
+
+def test_old_weight_norm_is_copied_and_followed() -> None:
+    torch.manual_seed(0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        convolution = nn.utils.weight_norm(nn.Conv2d(3, 4, 3))  # type: ignore[no-untyped-call]  # old
+    net = lively(chain(convolution, nn.BatchNorm2d(4)))
+    net(noise(2, 3, 8, 8)).sum().backward()
+    copy = FrozenCopy(net, CPU, (8, 8))
+    train = torch.optim.SGD(net.parameters(), lr=1.0)
+    train.step()
+    copy.refresh()
+    assert_same(net, copy, noise(4, 3, 8, 8, seed=1))
+
+
+class Counts(nn.Module):
+    """Has a buffer that is not saved and that changes in training; mixes in float32 outright."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+        self.norm = nn.LayerNorm(4)
+        self.register_buffer("seen", torch.ones(1), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.conv(x).mean((2, 3)).float()) * self.seen
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_unsaved_buffers_are_followed_and_float32_inside_works(precision: Precision) -> None:
+    torch.manual_seed(0)
+    net, example = Counts().eval(), noise(2, 3, 8, 8)
+    place = Device(torch.device("cpu"), precision, "contiguous")
+    copy = FrozenCopy(net, place, (8, 8))
+    net.seen.add_(2)
+    copy.refresh()
+    with torch.no_grad(), place.autocast():
+        wanted, found = net(example), copy.net(example)
+    torch.testing.assert_close(found, wanted, rtol=0, atol=2e-2)
+
+
+def test_a_network_of_buffers_alone() -> None:
+    net = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    net.register_buffer("nothing", torch.zeros(1))
+    assert FrozenCopy(net, CPU, (8, 8)).folded == 0
+    fixed = chain(nn.BatchNorm2d(3, affine=False)).eval()
+    assert FrozenCopy(fixed, CPU, (8, 8)).folded == 0
