@@ -23,10 +23,10 @@ from pipelines._console import progress_bars
 
 __all__ = ["MODELS", "facts", "interleaved", "trained", "write_json"]
 
-CLASSES = 20
+CLASSES = 10
 # Name, size in pixels, training images a class, epochs, options.
 MODELS: dict[str, tuple[str, int, int, int, dict[str, Any]]] = {
-    "resnet18_32": (f"{Path(__file__).parent / 'resnet18_32.py'}:make", 32, 250, 3, {}),
+    "resnet18_32": (f"{Path(__file__).parent / 'resnet18_32.py'}:make", 32, 300, 4, {}),
     "resnet50_224": ("torchvision:resnet50", 224, 60, 5, {}),
 }
 
@@ -49,12 +49,14 @@ def trained(name: str, folder: Path, device: str) -> tuple[Classifier, ImageData
         "data.augment": "none",
         "model.name": architecture,
         "epochs": epochs,
+        "batch_size": 32,  # many steps for few images
+        "lr": 0.02,
         "device": device,
         "curve_samples": 0,
     }
     values |= {f"model.options.{key}": value for key, value in options.items()}
     if size > 64:
-        values |= {"batch_size": 32, "lr": 0.02, "eval_batch_size": 32}
+        values |= {"eval_batch_size": 32}
     run = folder / f"model-{name}"
     with progress_bars(Console()) as progress:
         train(load_config(TrainConfig, values=values), run, progress)
