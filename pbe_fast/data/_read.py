@@ -1,4 +1,4 @@
-"""Reading single images out of shards by the manifest's offsets."""
+"""Reading images out of shards by the manifest's offsets."""
 
 import os
 import threading

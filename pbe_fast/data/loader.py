@@ -1,7 +1,7 @@
 """Batches of uint8 images from shards, each sample exactly once, in worker processes.
 
 A data set is opened once, when its shards are checked against the manifest. After that an
-epoch is a list of sample ids cut into batches; workers read the bytes of exactly those samples
+epoch is a list of sample ids cut into batches; workers read those samples' bytes
 at the manifest's offsets, so a subset costs what it contains and a run starts anywhere in an
 epoch for free.
 """
