@@ -31,14 +31,15 @@ WIDTH = 16
 EPOCHS = 8
 CLEAN_FRACTION = 0.05
 BENIGN = "benign"
-# AFT's settings were chosen on drawn signs (bench/aft_settings.py). The others stand beside where
-# they were run: batches of 128, as published; the published learning rate; a constant one of 0.05.
-_AFT = {"method": "aft", "aft.lr": 0.1, "aft.schedule": "cosine", "aft.batch_size": 32}
+# AFT's rate and schedule were chosen on drawn signs (bench/aft_settings.py) before GTSRB was
+# measured with them. The others stand beside where they were run: batches of 32, which came later
+# and did better on the signs alone; the published learning rate; a constant one of 0.05.
+_AFT = {"method": "aft", "aft.lr": 0.1, "aft.schedule": "cosine"}
 METHODS: dict[str, dict[str, Any]] = {
     "aft": _AFT,
     "pbe": {"method": "pbe"},
-    "aft_retire": {**_AFT, "adversary.mode": "retire", "adversary.margin": 0.5},
-    "aft_batch128": {**_AFT, "aft.batch_size": 128},
+    "aft_retire": {**_AFT, "adversary.mode": "retire"},
+    "aft_batch32": {**_AFT, "aft.batch_size": 32},
     "aft_published": {"method": "aft"},
     "aft_constant": {"method": "aft", "aft.lr": 0.05},
 }

@@ -71,7 +71,7 @@ def results_table() -> str:
 
 
 OTHERS = {
-    "aft_batch128": "0.1 cosine, batch 128",
+    "aft_batch32": "0.1 cosine, batch 32",
     "aft_constant": "0.05, batch 128",
     "aft_published": "0.001, batch 128 (published)",
 }
