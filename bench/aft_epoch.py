@@ -59,13 +59,13 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     place = torch.device(options.device)
     model, test = trained(MODEL, options.folder, options.device)
-    images = 512 if place.type == "cpu" else 2000
+    images = 256 if place.type == "cpu" else 2000
     ids = np.arange(min(images, len(test.manifest)), dtype=np.int64)
     device = choose_device(options.device, "auto", model, MODELS[MODEL][1])
     start = deepcopy(model.state_dict())

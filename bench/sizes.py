@@ -4,7 +4,8 @@
     python -m bench.sizes runs/bench --device cuda
 
 Mode ``exact`` on the trained ResNet-18 at 32x32. On a CPU the peak is the
-resident set of the process (it never falls, so sizes go up); on CUDA what torch allocated. A size
+resident set of the process (it never falls, so sizes go up), and 512 the largest unless told
+otherwise; on CUDA what torch allocated. A size
 that is expected to need more than the free memory is not tried, and said to be so.
 """
 
@@ -49,6 +50,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--largest", type=int, help="default: 512 on a CPU, 4096 on CUDA")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -63,7 +65,8 @@ def main() -> None:
     miner(pixels[:16], labels[:16])
     base, rows = peak(place), {}
     each = 0.0
-    for size in SIZES:
+    largest = options.largest or (512 if place.type == "cpu" else SIZES[-1])
+    for size in [size for size in SIZES if size <= largest]:
         if each * size > 0.8 * available(place) + (peak(place) - base):
             rows[str(size)] = {"not_tried": "would not fit in the free memory"}
             continue
