@@ -5,6 +5,7 @@ import platform
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ from pbe_fast.models import Classifier, ModelSpec, load_model
 from pbe_fast.run_directory import versions
 from pipelines._console import progress_bars
 
-__all__ = ["MODELS", "facts", "interleaved", "trained", "write_json"]
+__all__ = ["MODELS", "draw", "facts", "interleaved", "some", "trained", "write_json"]
 
 CLASSES = 10
 # Name, size in pixels, training images a class, epochs, options.
@@ -31,6 +32,14 @@ MODELS: dict[str, tuple[str, int, int, int, dict[str, Any]]] = {
 }
 
 
+def draw(folder: Path, classes: int, size: int, per_class: Mapping[str, int]) -> None:
+    """Shards of drawn signs, a folder a split, where they are not there yet."""
+    for split, count in per_class.items():
+        if not (folder / split / MANIFEST_NAME).exists():
+            drawn = signs(num_classes=classes, per_class=count, size=size, seed=0, split=split)
+            write_shards(drawn, folder / split, classes=sign_names(classes))
+
+
 def trained(name: str, folder: Path, device: str) -> tuple[Classifier, ImageData]:
     """A model that was trained on drawn signs, and its test images; made once and kept.
 
@@ -38,10 +47,7 @@ def trained(name: str, folder: Path, device: str) -> tuple[Classifier, ImageData
     """
     architecture, size, per_class, epochs, options = MODELS[name]
     data = folder / f"signs-{size}"
-    for split, count in (("train", per_class), ("test", 100 if size == 32 else 20)):
-        if not (data / split / MANIFEST_NAME).exists():
-            drawn = signs(num_classes=CLASSES, per_class=count, size=size, seed=0, split=split)
-            write_shards(drawn, data / split, classes=sign_names(CLASSES))
+    draw(data, CLASSES, size, {"train": per_class, "test": 100 if size == 32 else 20})
     values: dict[str, Any] = {
         "data.train": data / "train",
         "data.test": data / "test",
@@ -82,7 +88,6 @@ def interleaved(
     Returns:
         for each the median and quartiles of images per second, and the number of rounds.
     """
-    from time import perf_counter
 
     def wait() -> None:
         if torch.cuda.is_available():

@@ -18,8 +18,7 @@ from torch import nn
 from torch.nn import functional
 
 from bench._setup import MODELS, facts, interleaved, trained, write_json
-from bench.pgd import EPS, MARGIN, STEP, STEPS, plain
-from pbe_fast.adversary import PGD, Linf
+from bench.pgd import plain, rule
 from pbe_fast.data.augment import View
 from pbe_fast.data.loader import ImageData
 from pbe_fast.data.order import epoch_order
@@ -75,12 +74,11 @@ def main() -> None:
             name="aft", epochs=1, batch_size=BATCH, lr=LR, momentum=0.9, weight_decay=5e-4,
             augment="crop_rotate", adversarial_epochs=1,
         )  # fmt: skip
-        rule = PGD(norm=Linf(EPS), steps=STEPS, step=STEP, mode=mode, margin=MARGIN)  # type: ignore[arg-type]  # a table's text
 
         def run() -> None:
             model.load_state_dict(start)
             fit(
-                device.place(model), test, ids, stage, device, pgd=rule, seed=0,
+                device.place(model), test, ids, stage, device, pgd=rule(mode), seed=0,
                 progress=Silent(), clock=Clock(), on_step=lambda _: None,
                 on_epoch=lambda _: None, checkpoint=lambda _: None, checkpoint_seconds=1e9,
             )  # fmt: skip

@@ -16,10 +16,8 @@ from typing import Any
 import torch
 from rich.console import Console
 
+from bench._setup import draw, write_json
 from pbe_fast import PoisonConfig, PurifyConfig, TrainConfig, load_config, poison, purify, train
-from pbe_fast.data.manifest import MANIFEST_NAME
-from pbe_fast.data.shards import write_shards
-from pbe_fast.data.signs import sign_names, signs
 from pbe_fast.progress import Progress
 from pbe_fast.run_directory import versions
 from pbe_fast.triggers.poisoning import ATTACK_NAME, TRUTH_NAME
@@ -52,12 +50,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 def run(folder: Path, attacks: Sequence[str] = ATTACKS) -> None:
     """Draw, poison, train, and purify with each setting."""
     with progress_bars(Console()) as progress:
-        for split, per_class in (("train", 500), ("test", 100)):
-            if not (folder / split / MANIFEST_NAME).exists():
-                drawn = signs(
-                    num_classes=CLASSES, per_class=per_class, size=32, seed=0, split=split
-                )
-                write_shards(drawn, folder / split, classes=sign_names(CLASSES))
+        draw(folder, CLASSES, 32, {"train": 500, "test": 100})
         for attack in attacks:
             _run_attack(folder, attack, progress)
 
@@ -125,8 +118,7 @@ def main() -> None:
         "versions": versions(),
         "runs": collect(options.folder),
     }
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    write_json(options.out, content)
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
+from bench._setup import write_json
 from pbe_fast import PoisonConfig, PurifyConfig, TrainConfig, load_config, poison, purify, train
 from pbe_fast.run_directory import versions
 from pbe_fast.triggers.poisoning import ATTACK_NAME, TRUTH_NAME
@@ -146,8 +147,7 @@ def main() -> None:
         "cells": collect(options.folder),
     }
     if options.table or options.only == list(CELLS):
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        write_json(options.out, content)
 
 
 if __name__ == "__main__":

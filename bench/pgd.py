@@ -99,10 +99,14 @@ def toolbox(model: nn.Module, shape: torch.Size, classes: int, device: torch.dev
     return run
 
 
+def rule(mode: str) -> PGD:
+    """This project's adversary with the numbers that all contenders have."""
+    return PGD(norm=Linf(EPS), steps=STEPS, step=STEP, mode=mode, margin=MARGIN)  # type: ignore[arg-type]  # a table's text
+
+
 def ours(model: nn.Module, device: Device, mode: str, slots: int) -> Attack:
     """This project's adversary."""
-    rule = PGD(norm=Linf(EPS), steps=STEPS, step=STEP, mode=mode, margin=MARGIN)  # type: ignore[arg-type]  # a table's text
-    miner = Miner(rule, model, device, slots=slots)
+    miner = Miner(rule(mode), model, device, slots=slots)
     return lambda images, labels: miner(images, labels)
 
 

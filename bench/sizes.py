@@ -13,14 +13,15 @@ import argparse
 import os
 import resource
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from bench._setup import MODELS, facts, some, trained, write_json
-from bench.pgd import EPS, STEP, STEPS
-from pbe_fast.adversary import PGD, Linf, Miner
+from bench.pgd import rule
+from pbe_fast.adversary import Miner
 from pbe_fast.device import choose_device
 
 MODEL = "resnet18_32"
@@ -58,8 +59,7 @@ def main() -> None:
     model, test = trained(MODEL, options.folder, options.device)
     device = choose_device(options.device, "auto", model, MODELS[MODEL][1])
     # Compiling and capturing for each size would take longer than the measurement.
-    rule = PGD(norm=Linf(EPS), steps=STEPS, step=STEP, compile=False)
-    miner = Miner(rule, model, device)
+    miner = Miner(replace(rule("exact"), compile=False), model, device)
     pixels, labels = some(test, len(test.manifest))
     pixels, labels = pixels.to(place), labels.to(place)
     miner(pixels[:16], labels[:16])

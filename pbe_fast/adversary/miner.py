@@ -109,7 +109,8 @@ class Miner:
     def _loop(self, forward: Callable[[Tensor], Tensor]) -> Loop:
         mean, std = [0.0] * 3, [1.0] * 3
         if isinstance(self.model, Classifier):
-            mean, std = self.model.mean.flatten().tolist(), self.model.std.flatten().tolist()
+            # From the spec, as reading the buffers would wait for the device at every call.
+            mean, std = list(self.model.spec.mean or mean), list(self.model.spec.std or std)
         return Loop(self.pgd, self.device, forward, mean, std)
 
 
