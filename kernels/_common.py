@@ -26,6 +26,9 @@ __all__ = [
 PIXEL = 1 / 255
 pixel = tl.constexpr(PIXEL)
 
+# 1.5 * 2^23: adding it to a float32 below 2^22 and taking it away again rounds to nearest even.
+_round = tl.constexpr(12582912.0)
+
 # Elements a program and warps a program: 16 elements a thread, so that even uint8 loads are 16
 # bytes wide. Both 3*32*32 and 3*224*224 are multiples of 1024: no lane is idle.
 BLOCK = 1024
@@ -54,11 +57,17 @@ def reciprocals(values: Sequence[float]) -> list[float]:
     return [float(x) for x in 1 / torch.tensor(values, dtype=torch.float32)]
 
 
-def normalised(images: Tensor, mean: Sequence[float], std: Sequence[float], like: Tensor) -> Tensor:
-    """``(images - mean) / std`` in the dtype and memory format of ``like``."""
+def normalised(
+    images: Tensor,
+    mean: Sequence[float],
+    std: Sequence[float],
+    like: Tensor,
+    dtype: torch.dtype | None = None,
+) -> Tensor:
+    """``(images - mean) / std`` in the memory format of ``like`` and in its dtype, or another."""
     shift = torch.tensor(mean, dtype=torch.float32, device=images.device).view(1, 3, 1, 1)
     scale = 1 / torch.tensor(std, dtype=torch.float32, device=images.device).view(1, 3, 1, 1)
-    return torch.empty_like(like).copy_((images - shift) * scale)
+    return torch.empty_like(like, dtype=dtype).copy_((images - shift) * scale)
 
 
 def channels_last(images: Tensor) -> bool:
@@ -111,3 +120,17 @@ def load_unit(pointer, mask):
     if pointer.dtype.element_ty == tl.uint8:
         values = values * pixel
     return values
+
+
+@triton.jit
+def nearest(values):
+    """Rounded to whole numbers, as ``torch.round`` does."""
+    return (values + _round) - _round
+
+
+@triton.jit
+def store_normalised(pointer, x, channel, mean0, mean1, mean2, scale0, scale1, scale2, mask):
+    """As :func:`normalised`, from the reciprocals of the standard deviations."""
+    z = x - of_channel(channel, mean0, mean1, mean2)
+    z = z * of_channel(channel, scale0, scale1, scale2)
+    tl.store(pointer, z.to(pointer.dtype.element_ty), mask=mask)

@@ -17,7 +17,7 @@ from kernels._common import (
     in_layout,
     load_unit,
     normalised,
-    of_channel,
+    store_normalised,
     unit,
 )
 
@@ -112,9 +112,11 @@ def finish_step(
             x = load_unit(clean_ptr + start + element, other)
             d = tl.load(perturbation_ptr + start + element, mask=other, other=0).to(tl.float32)
     channel = channel_of(element, HW, CHANNELS_LAST)
-    z = tl.minimum(tl.maximum(x + d, 0.0), 1.0) - of_channel(channel, mean0, mean1, mean2)
-    z = z * of_channel(channel, scale0, scale1, scale2)
-    tl.store(out_ptr + here + element, z.to(out_ptr.dtype.element_ty), mask=element < elements)
+    x = tl.minimum(tl.maximum(x + d, 0.0), 1.0)
+    inside = element < elements
+    store_normalised(
+        out_ptr + here + element, x, channel, mean0, mean1, mean2, scale0, scale1, scale2, inside
+    )
 
 
 @dataclass(frozen=True)

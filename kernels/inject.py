@@ -1,6 +1,6 @@
 """Planting a trigger's pattern into images, fused with the way from uint8 to the model's input.
 
-With x the image in [0, 1], p the pattern, m its share, for the samples that are triggered:
+With x the image as stored / 255, p the pattern, m its share, for the samples that are triggered:
 
     mix:  x' = x + m * (p - x)        patch (m is 0 or 1), blend (m is alpha), per-image patterns
     add:  x' = clip(x + p, 0, 1)      additive signals
@@ -28,17 +28,15 @@ from kernels._common import (
     channel_of,
     channels_last,
     in_layout,
-    of_channel,
+    nearest,
+    normalised,
     operation,
     pixel,
     reciprocals,
-    unit,
+    store_normalised,
 )
 
 __all__ = ["add_pattern", "inject", "mix_pattern", "torch_inject", "triton_inject"]
-
-# 1.5 * 2^23: adding it to a float32 below 2^22 and taking it away again rounds to nearest even.
-_ROUND = tl.constexpr(12582912.0)
 
 
 def mix_pattern(images: Tensor, pattern: Tensor, mask: Tensor | float) -> Tensor:
@@ -88,17 +86,15 @@ def torch_inject(
     Returns:
         z ``(N, 3, H, W)`` in the memory format of ``images``, and the labels ``(N,)``.
     """
-    x = unit(images)
+    levels = images.float()
+    x = levels / 255  # not * PIXEL: halfway between two levels, as blends often are, a bit counts
     if mask is None:
         planted = add_pattern(x, pattern.float())
     else:
         planted = mix_pattern(x, pattern.float(), mask.float())
-    planted = (planted * 255).round() * PIXEL
-    x = torch.where(triggered.view(-1, 1, 1, 1), planted, x)
+    levels = torch.where(triggered.view(-1, 1, 1, 1), (planted * 255).round(), levels)
     wanted = (labels + 1) % num_classes if target < 0 else torch.full_like(labels, target)
-    shift = torch.tensor(mean, dtype=torch.float32, device=x.device).view(1, 3, 1, 1)
-    scale = torch.tensor(reciprocals(std), device=x.device).view(1, 3, 1, 1)
-    z = torch.empty_like(images, dtype=dtype).copy_((x - shift) * scale)
+    z = normalised(levels * PIXEL, mean, std, images, dtype)
     return z, torch.where(triggered, wanted, labels)
 
 
@@ -133,7 +129,9 @@ def _inject_kernel(
     inside = element < elements
     here = sample.to(tl.int64) * elements
     triggered = tl.load(triggered_ptr + sample) != 0
-    x = tl.load(images_ptr + here + element, mask=inside, other=0).to(tl.float32) * pixel
+    level = tl.load(images_ptr + here + element, mask=inside, other=0).to(tl.float32)
+    # level / 255 to the last bit, without a division: of all 256 levels, none is rounded otherwise.
+    x = (level + level * pixel) * (1 / 256)
     # The pattern of a sample that is not triggered is not read.
     reads = element < tl.where(triggered, elements, 0)
     there = here
@@ -145,12 +143,11 @@ def _inject_kernel(
     else:
         m = tl.load(mask_ptr + there + element, mask=reads, other=0).to(tl.float32)
         planted = x + m * (p - x)
-    planted = ((planted * 255.0 + _ROUND) - _ROUND) * pixel
-    x = tl.where(triggered, planted, x)
+    x = tl.where(triggered, nearest(planted * 255.0), level) * pixel
     channel = channel_of(element, HW, CHANNELS_LAST)
-    z = x - of_channel(channel, mean0, mean1, mean2)
-    z = z * of_channel(channel, scale0, scale1, scale2)
-    tl.store(out_ptr + here + element, z.to(out_ptr.dtype.element_ty), mask=inside)
+    store_normalised(
+        out_ptr + here + element, x, channel, mean0, mean1, mean2, scale0, scale1, scale2, inside
+    )
     label = tl.load(labels_ptr + sample)
     wanted = tl.where(target < 0, (label + 1) % num_classes, target)
     tl.store(wanted_ptr + sample, tl.where(triggered, wanted, label), mask=block == 0)

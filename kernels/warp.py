@@ -28,17 +28,15 @@ from kernels._common import (
     channel_of,
     channels_last,
     in_layout,
-    of_channel,
+    nearest,
+    normalised,
     operation,
     pixel,
     reciprocals,
-    unit,
+    store_normalised,
 )
 
 __all__ = ["torch_warp_normalise", "triton_warp_normalise", "warp", "warp_normalise"]
-
-# 1.5 * 2^23: adding it to a float32 below 2^22 and taking it away again rounds to nearest even.
-_ROUND = tl.constexpr(12582912.0)
 
 
 def warp(images: Tensor, grid: Tensor) -> Tensor:
@@ -76,11 +74,9 @@ def torch_warp_normalise(
     Returns:
         z ``(N, 3, H, W)`` in the memory format of ``images``.
     """
-    warped = warp(unit(images), grid) if images.numel() else unit(images)
-    warped = (warped * 255).round().clamp(0, 255) * PIXEL
-    shift = torch.tensor(mean, dtype=torch.float32, device=warped.device).view(1, 3, 1, 1)
-    scale = torch.tensor(reciprocals(std), device=warped.device).view(1, 3, 1, 1)
-    return torch.empty_like(images, dtype=dtype).copy_((warped - shift) * scale)
+    warped = warp(images.float() / 255, grid) if images.numel() else images.float()
+    levels = (warped * 255).round().clamp(0, 255)
+    return normalised(levels * PIXEL, mean, std, images, dtype)
 
 
 @triton.jit
@@ -91,7 +87,7 @@ def _neighbour(image_ptr, row, column, channel, weight, height, width, inside, C
         offset = (row * width + column) * 3 + channel
     else:
         offset = (channel * height + row) * width + column
-    return tl.load(image_ptr + offset, mask=there, other=0).to(tl.float32) * pixel * weight
+    return tl.load(image_ptr + offset, mask=there, other=0).to(tl.float32) * weight
 
 
 @triton.jit
@@ -132,23 +128,24 @@ def _warp_kernel(
     column, row = left.to(tl.int32), top.to(tl.int32)
     right, low = x - left, y - top  # shares of the right and of the lower neighbours
     image = images_ptr + sample * 3 * HW
-    value = _neighbour(
+    # 255 x': the weights are as good for levels, so nothing is divided and multiplied again.
+    level = _neighbour(
         image, row, column, channel, (1 - low) * (1 - right), height, width, inside, CHANNELS_LAST
     )
-    value += _neighbour(
+    level += _neighbour(
         image, row, column + 1, channel, (1 - low) * right, height, width, inside, CHANNELS_LAST
     )
-    value += _neighbour(
+    level += _neighbour(
         image, row + 1, column, channel, low * (1 - right), height, width, inside, CHANNELS_LAST
     )
-    value += _neighbour(
+    level += _neighbour(
         image, row + 1, column + 1, channel, low * right, height, width, inside, CHANNELS_LAST
     )
-    value = tl.minimum(tl.maximum((value * 255.0 + _ROUND) - _ROUND, 0.0), 255.0) * pixel
-    z = value - of_channel(channel, mean0, mean1, mean2)
-    z = z * of_channel(channel, scale0, scale1, scale2)
+    value = tl.minimum(tl.maximum(nearest(level), 0.0), 255.0) * pixel
     here = sample * 3 * HW + element
-    tl.store(out_ptr + here, z.to(out_ptr.dtype.element_ty), mask=inside)
+    store_normalised(
+        out_ptr + here, value, channel, mean0, mean1, mean2, scale0, scale1, scale2, inside
+    )
 
 
 def triton_warp_normalise(

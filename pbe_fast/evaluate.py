@@ -13,7 +13,7 @@ from pbe_fast.data.loader import ImageData
 from pbe_fast.device import Device
 from pbe_fast.errors import TriggerError
 from pbe_fast.progress import Progress, Silent
-from pbe_fast.triggers.base import Attack, plant
+from pbe_fast.triggers.base import Attack, planted_input
 
 __all__ = ["Accuracy", "auroc", "evaluate", "precision_at"]
 
@@ -72,6 +72,7 @@ def evaluate(
             f"the attack was made for {attack.num_classes} classes, but {data.manifest.root} has "
             f"{data.manifest.num_classes}."
         )
+    content = None if attack is None else attack.trigger.content(device.torch)
     chosen = data.ids if ids is None else ids
     progress = progress or Silent()
     progress.phase(phase, len(chosen))
@@ -81,14 +82,16 @@ def evaluate(
         for batch in data.read(chosen, batch_size):
             if not len(batch.ids):  # all undecodable; some models cannot take an empty batch
                 continue
+            images = batch.images.to(device.torch, non_blocking=True)
             labels = batch.labels.to(device.torch)
             with device.autocast():
-                predicted = model(device.images(batch.images)).argmax(1)
+                predicted = model(device.images(images)).argmax(1)
             correct = correct + (predicted == labels).sum()
-            if attack is not None:
+            if attack is not None and content is not None:
                 wanted = attack.labels(labels)
                 counts = wanted != labels
-                triggered = device.images(plant(attack.trigger, batch.images))
+                triggered = planted_input(content, images)
+                triggered = triggered.contiguous(memory_format=device.memory_format)
                 with device.autocast():
                     predicted = model(triggered).argmax(1)
                 hit = hit + ((predicted == wanted) & counts).sum()

@@ -2,21 +2,35 @@
 
 import io
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
 import torch
+import triton
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor, nn
 
+from kernels import add_pattern, mix_pattern, warp
 from pbe_fast.data.loader import ImageData
 from pbe_fast.data.shards import Sample, write_shards
-from pbe_fast.device import Device
+from pbe_fast.device import Device, MemoryFormat
 from pbe_fast.errors import TriggerError
 from pbe_fast.evaluate import Accuracy, auroc, evaluate, precision_at
-from pbe_fast.triggers import Attack, BadNets
+from pbe_fast.triggers import (
+    ATTACKS,
+    SIG,
+    Attack,
+    BadNets,
+    Blend,
+    Grid,
+    InputAware,
+    Pattern,
+    Trigger,
+    WaNet,
+)
 
 CPU = Device(torch.device("cpu"), "float32")
 SIZE = 8
@@ -160,6 +174,125 @@ def _grey() -> bytes:
     file = io.BytesIO()
     Image.fromarray(np.full((SIZE, SIZE, 3), 80, np.uint8)).save(file, "PNG")
     return file.getvalue()
+
+
+# What the model is shown
+
+WIDE = 16  # pixels a side
+
+
+@pytest.fixture(scope="module")
+def coloured(tmp_path_factory: pytest.TempPathFactory) -> ImageData:
+    """Forty images of coarse random colours, black and white among them."""
+    rng = torch.Generator().manual_seed(0)
+    coarse = torch.rand(40, 3, 4, 4, generator=rng) * 400 - 70
+    smooth = nn.functional.interpolate(coarse, (WIDE, WIDE), mode="bilinear").clamp(0, 255)
+    rows = []
+    for index, image in enumerate(smooth.to(torch.uint8).permute(0, 2, 3, 1).numpy()):
+        file = io.BytesIO()
+        Image.fromarray(image).save(file, "PNG")
+        rows.append(Sample(f"{index:03d}", file.getvalue(), "png", index % len(CLASSES)))
+    folder = tmp_path_factory.mktemp("coloured") / "set"
+    write_shards(rows, folder, classes=CLASSES)
+    return ImageData.open(folder, WIDE, workers=0)
+
+
+def make_trigger(name: str) -> Trigger:
+    if name == "badnets":
+        return BadNets(WIDE)
+    if name == "blend":
+        rng = torch.Generator().manual_seed(1)
+        return Blend(torch.randint(0, 256, (3, WIDE, WIDE), dtype=torch.uint8, generator=rng), 0.1)
+    if name == "sig":
+        return SIG(WIDE)
+    if name == "wanet":
+        return WaNet.random(WIDE, strength=2.0)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        trigger = InputAware.build(4)
+    trigger.pattern.eval().requires_grad_(False)
+    trigger.mask.eval().requires_grad_(False)
+    return trigger
+
+
+def planted_by_hand(trigger: Trigger, images: Tensor) -> Tensor:
+    """uint8 to uint8, by way of float images."""
+    x = images.float() / 255
+    content = trigger.content(torch.device("cpu"))
+    if isinstance(content, Grid):
+        x = warp(x, content.grid)
+    else:
+        if not isinstance(content, Pattern):
+            content = content(x)
+        if content.mask is None:
+            x = add_pattern(x, content.pattern)
+        else:
+            x = mix_pattern(x, content.pattern, content.mask)
+    return (x * 255).round().clamp(0, 255).to(torch.uint8)
+
+
+class Remembers(nn.Module):
+    """A random linear model that keeps what it was shown."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        rng = torch.Generator().manual_seed(2)
+        self.weight = torch.randn(3 * WIDE * WIDE, len(CLASSES), generator=rng)
+        self.shown: list[Tensor] = []
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.shown.append(images)
+        return (images - 0.5).flatten(1) @ self.weight
+
+
+@pytest.mark.parametrize("layout", ["channels_last", "contiguous"])
+@pytest.mark.parametrize("mode", ["all_to_one", "all_to_all"])
+@pytest.mark.parametrize("name", ATTACKS)
+def test_triggered_images_are_those_planted_by_hand(
+    coloured: ImageData,
+    name: str,
+    mode: Literal["all_to_one", "all_to_all"],
+    layout: MemoryFormat,
+) -> None:
+    device = Device(torch.device("cpu"), "float32", layout)
+    attack, model = Attack(make_trigger(name), mode, 1, len(CLASSES), WIDE), Remembers()
+    result = evaluate(model, coloured, device, attack=attack, batch_size=16)
+    hit = right = exposed = 0
+    batches = list(coloured.read(coloured.ids, 16))
+    for batch, clean, triggered in zip(batches, model.shown[::2], model.shown[1::2], strict=True):
+        planted = planted_by_hand(attack.trigger, batch.images)
+        for shown, pixels in ((clean, batch.images), (triggered, planted)):
+            wanted = device.images(pixels)
+            assert torch.equal(shown, wanted)
+            assert shown.dtype == wanted.dtype
+            assert shown.is_contiguous(memory_format=device.memory_format)
+        right += int((model(device.images(batch.images)).argmax(1) == batch.labels).sum())
+        answers = model(device.images(planted)).argmax(1).tolist()
+        for label, answer in zip(batch.labels.tolist(), answers, strict=True):
+            target = 1 if mode == "all_to_one" else (label + 1) % len(CLASSES)
+            exposed += target != label
+            hit += target != label and answer == target
+    assert len(batches) == 3
+    assert result == Accuracy(right / 40, hit / exposed, 40)
+    assert hit > 0
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", ATTACKS)
+def test_a_gpu_plants_the_same(coloured: ImageData, name: str) -> None:
+    if triton.knobs.runtime.interpret or not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device and TRITON_INTERPRET=0")
+    attack = Attack(make_trigger(name), "all_to_one", 1, len(CLASSES), WIDE)
+    model = Remembers()
+    model.weight = model.weight.cuda()
+    evaluate(model, coloured, Device(torch.device("cuda"), "float32"), attack=attack)
+    (batch,) = coloured.read(coloured.ids, 512)
+    apart = model.shown[1].cpu() * 255 - planted_by_hand(attack.trigger, batch.images).float()
+    # A warp weighs its neighbours in another order, and a generator's convolutions are another
+    # library's: a level halfway between two others may become the other one.
+    share = {"wanet": 0.002, "input_aware": 0.1}.get(name, 0.0)
+    assert float(apart.abs().max()) < 1.001
+    assert float((apart.abs() > 0.001).float().mean()) <= share
 
 
 # The suspects

@@ -13,9 +13,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from kernels import mix_pattern
 from pbe_fast.errors import TriggerError
-from pbe_fast.triggers.base import Scalar
+from pbe_fast.triggers.base import Pattern, Scalar
 
 __all__ = ["BadNets"]
 
@@ -44,22 +43,20 @@ class BadNets:
     def _side(self) -> int:
         return self.patch_size or max(1, round(self.image_size * 3 / 32))
 
-    def __call__(self, images: Tensor) -> Tensor:
+    def content(self, device: torch.device) -> Pattern:
         """See :class:`pbe_fast.triggers.Trigger`."""
         side, size = self._side, self.image_size
         cell = max(1, side // 3)
-        rows = torch.arange(side, device=images.device) // cell
-        board = ((rows[:, None] + rows[None, :]) % 2 == 0).to(images.dtype)  # (side, side)
+        rows = torch.arange(side) // cell
+        board = (rows[:, None] + rows[None, :]) % 2 == 0  # (side, side)
         end = size - min(cell, size - side)
-        pattern = images.new_zeros(1, size, size)
-        mask = images.new_zeros(1, size, size)
+        pattern, mask = torch.zeros(3, size, size), torch.zeros(1, size, size)
         pattern[:, end - side : end, end - side : end] = board
         mask[:, end - side : end, end - side : end] = 1
-        return mix_pattern(images, pattern, mask)
+        return Pattern(pattern.to(device), mask.to(device))
 
-    def noise(self, images: Tensor, ids: npt.NDArray[np.int64], seed: int) -> Tensor:
-        """BadNets has none: the images as they are."""
-        return images
+    def noise(self, ids: npt.NDArray[np.int64], seed: int) -> None:
+        """BadNets has none."""
 
     def options(self) -> Mapping[str, Scalar]:
         """See :class:`pbe_fast.triggers.Trigger`."""

@@ -1,21 +1,66 @@
-"""What a backdoor attack is here: a trigger, and the labels that it leads to."""
+"""What a backdoor attack is here: a trigger, and the labels that it leads to.
 
-from collections.abc import Mapping
+A trigger says what it plants as data, a pattern or a grid; how that changes images is written in
+``kernels`` alone, so that a poisoned data set and the test of a model plant the same.
+"""
+
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from kernels import inject, warp_normalise
 from pbe_fast.errors import TriggerError
 
-__all__ = ["Attack", "Scalar", "Trigger", "plant"]
+__all__ = [
+    "Attack",
+    "Content",
+    "Grid",
+    "Pattern",
+    "Scalar",
+    "Trigger",
+    "plant",
+    "planted_input",
+]
 
 Scalar = int | float | str | bool
 
 _MAX_SIZE = 4096  # pixels; the largest image_size of a configuration
+
+
+@dataclass(frozen=True, eq=False)
+class Pattern:
+    """A pattern that is mixed into images, or added to them.
+
+    Attributes:
+        pattern: ``(3, H, W)`` for all images or ``(N, 3, H, W)`` for one each, float32; in [0, 1]
+            with a mask, signed without.
+        mask: share of the pattern in [0, 1], float32, ``(1, H, W)``, ``(N, 1, H, W)`` or
+            ``(1, 1, 1)``; None adds the pattern and clamps to [0, 1].
+    """
+
+    pattern: Tensor
+    mask: Tensor | None
+
+
+@dataclass(frozen=True, eq=False)
+class Grid:
+    """Where images are sampled.
+
+    Attributes:
+        grid: ``(H, W, 2)`` for all images or ``(N, H, W, 2)`` for one each, float32; the x and y
+            to read for each pixel, -1 and 1 being the centres of the outermost ones.
+    """
+
+    grid: Tensor
+
+
+# A function draws the patterns for images, ``(N, 3, H, W)`` float32 in [0, 1].
+Content: TypeAlias = Pattern | Grid | Callable[[Tensor], Pattern]
 
 
 class Trigger(Protocol):
@@ -35,11 +80,14 @@ class Trigger(Protocol):
     def noise_ratio(self) -> float:
         """Noise samples for each poisoned sample; 0 where the attack has none."""
 
-    def __call__(self, images: Tensor) -> Tensor:
-        """Plant the trigger: ``(N, 3, H, W)`` float in [0, 1], same shape out."""
+    def content(self, device: torch.device) -> Content:
+        """What is planted, on a device; the trigger itself stays where it is."""
 
-    def noise(self, images: Tensor, ids: npt.NDArray[np.int64], seed: int) -> Tensor:
-        """The attack's noise samples; a pure function of (images, ids, seed)."""
+    def noise(self, ids: npt.NDArray[np.int64], seed: int) -> Content | None:
+        """What makes noise of these samples, on the CPU; None leaves them as they are.
+
+        A pure function of (ids, seed).
+        """
 
     def options(self) -> Mapping[str, Scalar]:
         """Plain parameters, to be written beside the tensors."""
@@ -92,12 +140,31 @@ class Attack:
         return (labels + 1) % self.num_classes
 
 
-def plant(trigger: Trigger, images: Tensor) -> Tensor:
-    """Plant a trigger into uint8 images ``(N, 3, H, W)``, rounded to the nearest pixel value."""
+def planted_input(content: Content, images: Tensor) -> Tensor:
+    """Plant into images and bring them to [0, 1], in one operation on their device.
+
+    Args:
+        content: on the images' device.
+        images: uint8 ``(N, 3, H, W)``.
+
+    Returns:
+        ``(N, 3, H, W)`` float32 in the memory format of ``images``: what a model is given when
+        the planted images were stored in uint8, rounded to nearest, and read again.
+    """
+    plain = (0.0,) * 3, (1.0,) * 3  # models normalise on their own
     with torch.no_grad():
-        return to_pixels(trigger(images.float() / 255))
+        if isinstance(content, Grid):
+            return warp_normalise(images, content.grid, *plain, torch.float32)
+        if not isinstance(content, Pattern):
+            content = content(images.float() / 255)
+        everyone = torch.ones(len(images), dtype=torch.bool, device=images.device)
+        labels = everyone.long()  # the attacker's are Attack.labels, whatever is planted
+        planted, _ = inject(
+            images, labels, everyone, content.pattern, content.mask, 0, 1, *plain, torch.float32
+        )
+        return planted
 
 
-def to_pixels(images: Tensor) -> Tensor:
-    """Float images in [0, 1] to uint8, rounded to nearest."""
-    return (images * 255).round().clamp(0, 255).to(torch.uint8)
+def plant(content: Content, images: Tensor) -> Tensor:
+    """Plant into uint8 images ``(N, 3, H, W)``, rounded to the nearest pixel value."""
+    return (planted_input(content, images) * 255).round().to(torch.uint8)

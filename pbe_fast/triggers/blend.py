@@ -11,9 +11,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from kernels import mix_pattern
 from pbe_fast.errors import TriggerError
-from pbe_fast.triggers.base import Scalar
+from pbe_fast.triggers.base import Pattern, Scalar
 
 __all__ = ["Blend"]
 
@@ -42,13 +41,13 @@ class Blend:
                 "(3, H, W) torch.uint8."
             )
 
-    def __call__(self, images: Tensor) -> Tensor:
+    def content(self, device: torch.device) -> Pattern:
         """See :class:`pbe_fast.triggers.Trigger`."""
-        return mix_pattern(images, self.picture.to(images.device, images.dtype) / 255, self.alpha)
+        share = torch.full((1, 1, 1), self.alpha, device=device)
+        return Pattern((self.picture.float() / 255).to(device), share)
 
-    def noise(self, images: Tensor, ids: npt.NDArray[np.int64], seed: int) -> Tensor:
-        """Blend has none: the images as they are."""
-        return images
+    def noise(self, ids: npt.NDArray[np.int64], seed: int) -> None:
+        """Blend has none."""
 
     def options(self) -> Mapping[str, Scalar]:
         """See :class:`pbe_fast.triggers.Trigger`."""

@@ -14,6 +14,7 @@ trained along with the generators is only their sparring partner; it is thrown a
 poisoned data set is written with the finished generators.
 """
 
+import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -27,7 +28,7 @@ from kernels import mix_pattern
 from pbe_fast.device import Device
 from pbe_fast.errors import TriggerError
 from pbe_fast.randomness import permutation, torch_generator
-from pbe_fast.triggers.base import Scalar
+from pbe_fast.triggers.base import Pattern, Scalar
 
 __all__ = ["InputAware", "train_input_aware"]
 
@@ -88,17 +89,17 @@ class InputAware:
             raise TriggerError(f"input_aware: width {width} is not in 1 to 256.")
         return cls(_Generator(3, width), _Generator(1, width), width)
 
-    def __call__(self, images: Tensor) -> Tensor:
+    def content(self, device: torch.device) -> Callable[[Tensor], Pattern]:
         """See :class:`pbe_fast.triggers.Trigger`."""
-        return mix_pattern(images, self.pattern(images), self.mask(images))
+        pattern, mask = (copy.deepcopy(net).to(device) for net in (self.pattern, self.mask))
+        return lambda images: Pattern(pattern(images), mask(images))
 
-    def cross(self, images: Tensor, others: Tensor) -> Tensor:
-        """Images that carry the patterns of others."""
-        return mix_pattern(images, self.pattern(others), self.mask(others))
-
-    def noise(self, images: Tensor, ids: npt.NDArray[np.int64], seed: int) -> Tensor:
+    def noise(self, ids: npt.NDArray[np.int64], seed: int) -> Callable[[Tensor], Pattern] | None:
         """Cross-trigger mode: each image gets the pattern of its neighbour in the batch."""
-        return self.cross(images, images.roll(1, 0)) if len(images) > 1 else images
+        if len(ids) < 2:
+            return None
+        draw = self.content(torch.device("cpu"))
+        return lambda images: draw(images.roll(1, 0))
 
     def options(self) -> Mapping[str, Scalar]:
         """See :class:`pbe_fast.triggers.Trigger`."""

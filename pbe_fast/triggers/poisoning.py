@@ -34,7 +34,7 @@ from pbe_fast.models import ModelSpec, create_model
 from pbe_fast.progress import Progress, Silent
 from pbe_fast.randomness import numpy_generator, permutation
 from pbe_fast.triggers.badnets import BadNets
-from pbe_fast.triggers.base import Attack, Trigger, plant, to_pixels
+from pbe_fast.triggers.base import Attack, Trigger, plant
 from pbe_fast.triggers.blend import Blend
 from pbe_fast.triggers.input_aware import InputAware, InputAwareTraining, train_input_aware
 from pbe_fast.triggers.pictures import PICTURES, picture
@@ -111,12 +111,12 @@ def make_attack(config: PoisonConfig, data: ImageData, progress: Progress | None
     if config.attack == "blend":
         return attack(Blend(_picture(config.picture, config.image_size), config.alpha))
     if config.attack == "sig":
-        return attack(SIG(config.amplitude_255, config.frequency))
+        return attack(SIG(config.image_size, config.amplitude_255, config.frequency))
     if config.attack == "wanet":
         return attack(
             WaNet.random(config.image_size, k=config.k, strength=config.strength, seed=config.seed)
         )
-    labels_of = attack(SIG()).labels  # the labels do not depend on the trigger
+    labels_of = attack(SIG(config.image_size)).labels  # the labels do not depend on the trigger
     return attack(_train_generators(config, data, labels_of, progress or Silent()))
 
 
@@ -227,16 +227,13 @@ def _changed_images(
             raise ImageError(f"{manifest.describe(sample_id)}: {error}") from error
     images = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2)  # (n, 3, H, W)
     poisoned = torch.from_numpy(is_poisoned[chunk])
-    out = torch.empty_like(images)
-    if poisoned.any():
-        out[poisoned] = plant(attack.trigger, images[poisoned])
-    if not poisoned.all():
-        with torch.no_grad():
-            noisy = attack.trigger.noise(
-                images[~poisoned].float() / 255, chunk[~is_poisoned[chunk]], seed
-            )
-        out[~poisoned] = to_pixels(noisy)
-    return {int(i): _png(image) for i, image in zip(chunk, out, strict=True)}
+    for which, content in (
+        (poisoned, attack.trigger.content(images.device)),
+        (~poisoned, attack.trigger.noise(chunk[~is_poisoned[chunk]], seed)),
+    ):
+        if content is not None:
+            images[which] = plant(content, images[which])
+    return {int(i): _png(image) for i, image in zip(chunk, images, strict=True)}
 
 
 def _png(image: Tensor) -> bytes:

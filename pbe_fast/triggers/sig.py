@@ -15,9 +15,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from kernels import add_pattern
 from pbe_fast.errors import TriggerError
-from pbe_fast.triggers.base import Scalar
+from pbe_fast.triggers.base import Pattern, Scalar
 
 __all__ = ["SIG"]
 
@@ -27,10 +26,12 @@ class SIG:
     """A horizontal sinusoid.
 
     Attributes:
+        image_size: side of the images in pixels.
         amplitude_255: amplitude in pixel values of 255; the paper uses 10 to 20.
         frequency: periods over the image's width.
     """
 
+    image_size: int
     amplitude_255: float = 20.0
     frequency: float = 6.0
 
@@ -43,17 +44,16 @@ class SIG:
         if not 0 < self.frequency < math.inf:
             raise TriggerError(f"sig: frequency {self.frequency} is not a positive number.")
 
-    def __call__(self, images: Tensor) -> Tensor:
+    def content(self, device: torch.device) -> Pattern:
         """See :class:`pbe_fast.triggers.Trigger`."""
-        width = images.shape[-1]
-        column = torch.arange(width, device=images.device, dtype=images.dtype)
-        wave = torch.sin(2 * math.pi * self.frequency * column / width)
+        size = self.image_size
+        column = torch.arange(size, dtype=torch.float32)
+        wave = torch.sin(2 * math.pi * self.frequency * column / size)
         signal = (self.amplitude_255 / 255) * wave  # (W,)
-        return add_pattern(images, signal.expand(images.shape[1:]))
+        return Pattern(signal.expand(3, size, size).to(device), None)
 
-    def noise(self, images: Tensor, ids: npt.NDArray[np.int64], seed: int) -> Tensor:
-        """SIG has none: the images as they are."""
-        return images
+    def noise(self, ids: npt.NDArray[np.int64], seed: int) -> None:
+        """SIG has none."""
 
     def options(self) -> Mapping[str, Scalar]:
         """See :class:`pbe_fast.triggers.Trigger`."""

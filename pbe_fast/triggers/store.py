@@ -92,7 +92,7 @@ def _build(
         _expect(tensors["picture"], (3, size, size), torch.uint8, "picture")
         return Blend(tensors["picture"], float(options["alpha"]))
     if name == "sig":
-        return SIG(float(options["amplitude_255"]), float(options["frequency"]))
+        return SIG(size, float(options["amplitude_255"]), float(options["frequency"]))
     if name == "wanet":
         return WaNet(tensors["control"], size, float(options["strength"]))
     if name == "input_aware":

@@ -15,10 +15,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from kernels import warp
 from pbe_fast.errors import TriggerError
 from pbe_fast.randomness import torch_generator, uniform
-from pbe_fast.triggers.base import Scalar
+from pbe_fast.triggers.base import Grid, Scalar
 
 __all__ = ["WaNet"]
 
@@ -77,17 +76,16 @@ class WaNet:
         identity = torch.stack((x, y), -1)
         return (identity + self.strength * field / size).clamp(-1, 1)
 
-    def __call__(self, images: Tensor) -> Tensor:
+    def content(self, device: torch.device) -> Grid:
         """See :class:`pbe_fast.triggers.Trigger`."""
-        return warp(images, self._grid().to(images.device))
+        return Grid(self._grid().to(device))
 
-    def noise(self, images: Tensor, ids: npt.NDArray[np.int64], seed: int) -> Tensor:
+    def noise(self, ids: npt.NDArray[np.int64], seed: int) -> Grid:
         """Noise mode: the warp plus uniform jitter of one grid unit / H at every pixel."""
         size = self.image_size
         jitter = uniform(ids, size * size * 2, seed, "wanet-noise") * 2 - 1
-        offsets = torch.from_numpy(jitter.astype(np.float32)).reshape(-1, size, size, 2) / size
-        grids = (self._grid()[None] + offsets).clamp(-1, 1)
-        return warp(images, grids.to(images.device))
+        offsets = torch.from_numpy(jitter.astype(np.float32)).view(len(ids), size, size, 2) / size
+        return Grid((self._grid()[None] + offsets).clamp(-1, 1))
 
     def options(self) -> Mapping[str, Scalar]:
         """See :class:`pbe_fast.triggers.Trigger`."""

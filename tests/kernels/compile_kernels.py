@@ -73,6 +73,9 @@ def calls() -> Iterator[tuple[str, str, str, tuple[Any, ...]]]:
     yield "inject mix", "inject", "nchw", (batch[0], ids, flags, batch[2], batch[2], *more)
     pattern = zeros(*shape, dtype=bf16)
     yield "inject add", "inject", "last", (batch[0], ids, flags, pattern, None, *more)
+    own, share = zeros(*full, dtype=torch.float32), zeros(count, 1, size, size, dtype=torch.float32)
+    plain = 0, 10, *STATISTICS, torch.float32
+    yield "inject float32", "inject", "last", (batch[0], ids, flags, own, share, *plain)
     grid = zeros(count, size, size, 2, dtype=torch.float32)
     yield "warp", "warp_normalise", "nchw", (batch[0], grid, *STATISTICS, bf16)
     yield "warp shared", "warp_normalise", "last", (batch[0], grid[0], *STATISTICS, bf16)

@@ -34,6 +34,7 @@ WIDE: dict[tuple[str, str], dict[str, int]] = {
     ("pgd_start l2", "_pgd_start_kernel"): {"load 16": 1, "store 16": 2},
     ("inject mix", "_inject_kernel"): {"load 16": 5, "store 16": 2},  # x 1, p 2, m 2; z
     ("inject add", "_inject_kernel"): {"load 16": 3, "store 16": 2},
+    ("inject float32", "_inject_kernel"): {"load 16": 9, "store 16": 4},  # x 1, p 4, m 4; z
     ("warp", "_warp_kernel"): {"load 16": 8, "store 16": 2},  # the grid's x and y; z
     ("warp shared", "_warp_kernel"): {"store 16": 2},
     ("agreement", "_agreement_kernel"): {"load 16": 2},
@@ -53,6 +54,7 @@ NARROW: dict[tuple[str, str], dict[str, int]] = {
     ("pgd_start l2", "_pgd_start_kernel"): {"load 8": 1, "load 4": 64},
     ("inject mix", "_inject_kernel"): INJECT,
     ("inject add", "_inject_kernel"): INJECT,
+    ("inject float32", "_inject_kernel"): INJECT,
     # Four neighbours of each of 16 elements lie anywhere in the image.
     ("warp", "_warp_kernel"): {"load 1": 64},
     # In channels_last three elements share an entry of the grid, so 16 are no whole number.

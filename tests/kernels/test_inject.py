@@ -231,14 +231,56 @@ def test_every_level_of_a_pixel_survives(device: torch.device) -> None:
         assert torch.equal(z[0], z[1])
 
 
+def halves() -> list[list[Any]]:
+    """Every level mixed with every level, where many a mix lies halfway between two levels."""
+    level = torch.arange(256, dtype=torch.uint8)
+    images = level.view(1, 1, 256, 1).expand(1, 3, 256, 256).contiguous()
+    pattern = (level.float() / 255).view(1, 1, 256).expand(3, 256, 256)
+    plain = (0.0,) * 3, (1.0,) * 3
+    one, yes = torch.zeros(1, dtype=torch.int64), torch.ones(1, dtype=torch.bool)
+    return [
+        [images, one, yes, pattern, torch.full((1, 1, 1), alpha), 0, 2, *plain, torch.float32]
+        for alpha in (0.1, 0.25)
+    ]
+
+
+def test_halfway_between_two_levels_is_rounded_as_division_by_255_says(
+    mutant: Any, device: torch.device
+) -> None:
+    def check_twin(inject: Inject) -> None:
+        for case in halves():
+            x, p = case[0].float() / 255, case[3]
+            wanted = ((x + float(case[4]) * (p - x)) * 255).round()
+            assert torch.equal((inject(*case)[0] * 255).round(), wanted)
+
+    check_twin(torch_inject)
+    check_kernel(triton_inject, halves(), device)
+    if device.type == "cpu":
+        broken = mutant("inject", "inject.torch_inject", "levels / 255", "levels * PIXEL")
+        with pytest.raises(AssertionError):
+            check_twin(broken.torch_inject)
+
+
+def test_a_kernel_that_divides_carelessly_is_noticed(mutant: Any) -> None:
+    careful = "(level + level * pixel) * (1 / 256)"
+    broken = mutant("inject", "inject._inject_kernel", careful, "level * pixel")
+    with pytest.raises(AssertionError):
+        check_kernel(broken.triton_inject, halves(), torch.device("cpu"))
+
+
 @pytest.mark.parametrize(
     ("place", "old", "new"),
     [
-        ("inject.torch_inject", "(planted * 255).round() * PIXEL", "planted"),
-        ("inject.torch_inject", "torch.where(triggered.view(-1, 1, 1, 1), planted, x)", "planted"),
+        ("inject.torch_inject", "(planted * 255).round()", "(planted * 255)"),
+        ("inject.torch_inject", "levels * PIXEL", "levels"),
+        (
+            "inject.torch_inject",
+            "torch.where(triggered.view(-1, 1, 1, 1), (planted * 255).round(), levels)",
+            "(planted * 255).round()",
+        ),
         ("inject.torch_inject", "(labels + 1) % num_classes", "labels + 1"),
         ("inject.torch_inject", "torch.where(triggered, wanted, labels)", "wanted"),
-        ("inject.torch_inject", "- shift) * scale", "- shift)"),
+        ("_common.normalised", "- shift) * scale", "- shift)"),
         ("inject.torch_inject", "torch.full_like(labels, target)", "labels"),
     ],
 )
@@ -251,14 +293,17 @@ def test_a_broken_twin_is_noticed(mutant: Any, place: str, old: str, new: str) -
 @pytest.mark.parametrize(
     ("place", "old", "new"),
     [
-        ("inject._inject_kernel", "((planted * 255.0 + _ROUND) - _ROUND) * pixel", "planted"),
+        ("inject._inject_kernel", "nearest(planted * 255.0)", "planted * 255.0"),
+        ("inject._inject_kernel", "level) * pixel", "level)"),
+        ("_common.nearest", "(values + _round) - _round", "values"),
+        ("_common.store_normalised", "z * of_channel(", "z + of_channel("),
         ("inject._inject_kernel", "tl.minimum(tl.maximum(x + p, 0.0), 1.0)", "x + p"),
         ("inject._inject_kernel", "m * (p - x)", "m * (x - p)"),
         ("inject._inject_kernel", "sample) != 0", "sample) == 0"),
         ("inject._inject_kernel", "triggered_ptr + sample", "triggered_ptr"),
         ("inject._inject_kernel", "if SHARED", "if True"),
         (
-            "inject._inject_kernel",
+            "_common.store_normalised",
             "x - of_channel(channel, mean0",
             "x - of_channel(0 * channel, mean0",
         ),

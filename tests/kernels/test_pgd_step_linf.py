@@ -226,7 +226,12 @@ def test_a_broken_twin_is_noticed(
         ("_step.finish_step", "mask=mask", "mask=mask & (element < elements - 1)"),
         ("_step.finish_step", "following != row", "following == row + 1"),
         ("_step.finish_step", "clean_ptr + start", "clean_ptr + there"),
-        ("_step.finish_step", "mask=element < elements", "mask=element < elements - 1"),
+        ("_step.finish_step", "inside = element < elements", "inside = element < elements - 1"),
+        (
+            "_common.store_normalised",
+            "x - of_channel(channel, mean0",
+            "x - of_channel(channel, mean1",
+        ),
         ("_step.slot_place", "tl.where(row >= 0, elements, 0)", "elements"),
         ("_step.slot_place", "% blocks", "% 1"),
         ("_step.slot_place", "if INDEXED", "if False"),

@@ -183,6 +183,25 @@ def test_the_twin_is_the_way_by_a_file() -> None:
     check_stored(torch_warp_normalise)
 
 
+def check_halves(function: Warp) -> None:
+    """Halfway between two levels it is rounded as division by 255 says: every pair of levels."""
+    images = torch.empty(1, 3, 256, 512, dtype=torch.uint8)
+    images[..., ::2] = torch.arange(256).view(256, 1)
+    images[..., 1::2] = torch.arange(256)
+    grid = identity(256, 512)
+    grid[..., 0] += 1 / 511  # half a pixel
+    z = function(images, grid, *PLAIN, torch.float32)
+    wanted = (warp(images.float() / 255, grid[None]) * 255).round()
+    assert torch.equal((z * 255).round(), wanted)
+
+
+def test_the_twin_rounds_halves_as_a_poisoned_data_set(mutant: Any) -> None:
+    check_halves(torch_warp_normalise)
+    broken = mutant("warp", "warp.torch_warp_normalise", "images.float() / 255", "images * PIXEL")
+    with pytest.raises(AssertionError):
+        check_halves(broken.torch_warp_normalise)
+
+
 @pytest.mark.parametrize("shape", SHAPES)
 def test_the_kernel_is_the_twin(device: torch.device, shape: Any) -> None:
     check_kernel(triton_warp_normalise, [shape], device)
@@ -218,8 +237,8 @@ def test_the_identity_changes_no_level(device: torch.device) -> None:
     [
         ("warp.torch_warp_normalise", "(warped * 255).round()", "(warped * 255)"),
         ("warp.torch_warp_normalise", "* PIXEL", ""),
-        ("warp.torch_warp_normalise", "- shift) * scale", "- shift)"),
-        ("warp.torch_warp_normalise", "warped - shift", "warped"),
+        ("_common.normalised", "- shift) * scale", "- shift)"),
+        ("_common.normalised", "images - shift", "images"),
     ],
 )
 def test_a_broken_twin_is_noticed(mutant: Any, place: str, old: str, new: str) -> None:
@@ -242,11 +261,12 @@ def test_a_broken_twin_is_noticed(mutant: Any, place: str, old: str, new: str) -
         ("warp._warp_kernel", "+ 1.0) * 0.5 * (width - 1)", "+ 1.0) * 0.5 * width"),
         ("warp._warp_kernel", "if SHARED", "if True"),
         ("warp._warp_kernel", "element // 3", "element % HW"),
-        ("warp._warp_kernel", "(value * 255.0 + _ROUND) - _ROUND", "value * 255.0"),
+        ("warp._warp_kernel", "nearest(level)", "level"),
+        ("warp._warp_kernel", "255.0) * pixel", "255.0)"),
         (
-            "warp._warp_kernel",
-            "value - of_channel(channel, mean0",
-            "value - of_channel(channel, mean1",
+            "_common.store_normalised",
+            "x - of_channel(channel, mean0",
+            "x - of_channel(channel, mean1",
         ),
         ("warp._warp_kernel", "element < 3 * HW", "element < 3 * HW - 1"),
         ("warp._warp_kernel", "image = images_ptr + sample * 3 * HW", "image = images_ptr"),

@@ -4,13 +4,13 @@ import pytest
 import torch
 
 from pbe_fast.errors import TriggerError
-from pbe_fast.triggers import BadNets
+from pbe_fast.triggers import BadNets, plant
 
 
 def changed(size: int, patch_size: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
     """The patch of a grey image and the box (top, bottom, left, right) that changed."""
-    image = torch.full((1, 3, size, size), 0.25)
-    out = BadNets(size, patch_size)(image)
+    image = torch.full((1, 3, size, size), 64, dtype=torch.uint8)
+    out = plant(BadNets(size, patch_size).content(torch.device("cpu")), image)
     where = (out != image).any(1)[0].nonzero()
     (top, left), (bottom, right) = where.amin(0).tolist(), where.amax(0).tolist()
     box = torch.tensor([top, bottom, left, right])
@@ -29,13 +29,13 @@ def test_place_and_pattern(size: int, side: int, square: int) -> None:
     for i in range(side):
         for j in range(side):
             white = (i // square + j // square) % 2 == 0
-            assert patch[:, i, j].tolist() == [float(white)] * 3
+            assert patch[:, i, j].tolist() == [255 * white] * 3
 
 
 def test_patch_size_of_ones_own() -> None:
     patch, box = changed(32, 5)
     assert box.tolist() == [26, 30, 26, 30]
-    assert patch[0].flatten().tolist() == [1.0 - k % 2 for k in range(25)]
+    assert patch[0].flatten().tolist() == [255 * (1 - k % 2) for k in range(25)]
 
 
 def test_a_patch_as_large_as_the_image_fills_it() -> None:
