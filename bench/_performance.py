@@ -49,8 +49,9 @@ def pgd_table(device: str) -> Callable[[], str]:
             base = rows["torchattacks"]["images_per_second"]
             lines += [
                 "",
-                f"**{TITLES[name]}**, {result['images']} images, batch {result['batch']}, "
-                f"error on clean images {100 * result['clean_error']:.1f} %:",
+                f"**{TITLES[name]}**, trained on {result['trained_on']} "
+                f"(accuracy {100 * result['accuracy']:.0f} %), {result['images']} images, "
+                f"batch {result['batch']}:",
                 "",
                 "| contender | images/s (quartiles) | against torchattacks | success rate |",
                 "| --- | ---: | ---: | ---: |",
@@ -62,9 +63,30 @@ def pgd_table(device: str) -> Callable[[], str]:
                     f"| {title} | {_rate(row)} | {row['images_per_second'] / base:.2f}x | "
                     f"{100 * row['attack_success_rate']:.2f} |"
                 )
+            lines += ["", _limit(result, device)]
         return "\n".join(lines)
 
     return table
+
+
+def _limit(result: dict[str, Any], device: str) -> str:
+    """How near mode exact is to what the processor can compute."""
+    arithmetic, rows = result["arithmetic"], result["contenders"]
+    unit, scale = ("TFLOP/s", 1e12) if device == "cuda" else ("GFLOP/s", 1e9)
+
+    def rate(title: str) -> str:
+        flops = arithmetic["flop_per_image"] * rows[title]["images_per_second"]
+        return f"{flops / scale:,.0f} {unit}"
+
+    products = " and ".join(
+        f"{arithmetic[f'matmul_{dtype}_flops'] / scale:,.0f} in {dtype}"
+        for dtype in ("bfloat16", "float32")
+    )
+    return (
+        f"PGD-7 takes {arithmetic['flop_per_image'] / 1e9:,.1f} GFLOP an image: *exact* runs at "
+        f"{rate('ours, exact')}, torchattacks at {rate('torchattacks')}; a large matrix product "
+        f"on the same device runs at {products}."
+    )
 
 
 def epoch_table(device: str) -> Callable[[], str]:
@@ -121,7 +143,7 @@ def sizes_table(device: str) -> Callable[[], str]:
         content = _content(f"sizes_{device}")
         if content is None:
             return _missing(f"batch sizes on {device.upper()}")
-        lines = [_machine(content), "", "| batch | images/s | peak MiB |", "| ---: | ---: | ---: |"]
+        lines = [_machine(content), "", "| batch | images/s, one step | peak MiB |", "| ---: | ---: | ---: |"]
         for size, row in content["batches"].items():
             if "not_tried" in row:
                 lines.append(f"| {size} | – | {row['not_tried']} |")

@@ -66,7 +66,7 @@ def main() -> None:
     model, test = trained(MODEL, options.folder, options.device)
     images = 256 if place.type == "cpu" else 2000
     ids = np.arange(min(images, len(test.manifest)), dtype=np.int64)
-    device = choose_device(options.device, "auto", model, MODELS[MODEL][1])
+    device = choose_device(options.device, "auto", model, MODELS[MODEL].size)
     start = deepcopy(model.state_dict())
 
     def ours(mode: str) -> Callable[[], None]:

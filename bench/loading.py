@@ -5,8 +5,12 @@
 Two kinds of real images: 32x32 signs (``PBE_DATA/gtsrb32``), and photographs of about 500x375
 pixels to 224x224 (``PBE_DATA/imagenet_samples``). All in one process and one thread, without
 worker processes; files and shards are in the page cache after the warm-up. Every contender ends in
-uint8 batches ``(N, 3, size, size)``. The bare decoder is simplejpeg on bytes in memory, at the
-images' own size and with nothing after it.
+uint8 batches ``(N, 3, size, size)``, but for two limits that have their bytes in memory and make no
+batches. The bare decoder is simplejpeg at the images' own size and with nothing after it. "Decode
+and resize" is this project's check of the header, decoding and resizing.
+
+``microseconds_per_image`` divides this project's time: simplejpeg, the check of the header, cutting
+and resizing, reading the bytes from shards, and the rest (making batches and handing them on).
 """
 
 import argparse
@@ -25,13 +29,17 @@ from torch.utils.data import DataLoader
 from torchvision.datasets import ImageFolder
 
 from bench._setup import facts, interleaved, write_json
+from pbe_fast.data.augment import View
 from pbe_fast.data.converters import read_image_folder
-from pbe_fast.data.loader import ImageData
+from pbe_fast.data.decode import decode_rgb
+from pbe_fast.data.loader import ImageData, image_memory
 from pbe_fast.data.manifest import MANIFEST_NAME
-from pbe_fast.data.shards import write_shards
+from pbe_fast.data.order import batches
+from pbe_fast.data.shards import ShardReader, write_shards
 
 BATCH = 128
 LIMIT = 4000  # images of the small kind
+RESIZE = "decode and resize, in memory"
 
 
 def to_size(image: Image.Image, size: int) -> Tensor:
@@ -47,11 +55,54 @@ def to_size(image: Image.Image, size: int) -> Tensor:
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
 
 
-def peers(folder: Path, shards: Path, size: int) -> dict[str, Callable[[], object]]:
+def steps(data: ImageData) -> dict[str, Callable[[], object]]:
+    """What this project does for a batch, one thing more each, and reading alone."""
+    reader, view = ShardReader(data.manifest), View(data.size)
+    files = reader.read_all(data.ids.tolist())
+    # As in a batch, images that have the size are decoded in place.
+    row = image_memory(data.size, data.size, 3)
+    # Not to fresh memory, as decoding 32x32 pixels to that is fast or slow by its address.
+    largest = image_memory(max(decode_rgb(content).size for content in files))
+
+    def bare() -> None:
+        for content in files:
+            simplejpeg.decode_jpeg(content, colorspace="RGB", buffer=largest)
+
+    def decode() -> None:
+        for content in files:
+            decode_rgb(content, out=row)
+
+    def resize() -> None:
+        for content in files:
+            view.image(decode_rgb(content, out=row), 0)
+
+    def read() -> None:
+        for ids in batches(data.ids, BATCH):
+            reader.read_all(ids.tolist())
+
+    return {"bare decoder": bare, "decode": decode, RESIZE: resize, "read": read}
+
+
+def breakdown(rates: dict[str, dict[str, float]]) -> dict[str, float]:
+    """Microseconds an image, which add up to ours.
+
+    From the upper quartiles of the rates: differences of medians show the machine's other work.
+    The rest may be a little below zero, as bytes that were just read are still in the cache.
+    """
+    cost = {name: 1e6 / row["upper_quartile"] for name, row in rates.items()}
+    return {
+        "simplejpeg": cost["bare decoder"],
+        "header": cost["decode"] - cost["bare decoder"],
+        "resize": cost[RESIZE] - cost["decode"],
+        "read": cost["read"],
+        "rest": cost["ours"] - cost[RESIZE] - cost["read"],
+    }
+
+
+def peers(data: ImageData, folder: Path, shards: Path) -> dict[str, Callable[[], object]]:
     """Everyone's way through the whole set."""
-    data = ImageData.open(shards, size, workers=0, digests=False)
+    size = data.size
     urls = [str(shards / shard.name) for shard in data.manifest.shards]
-    files = [path.read_bytes() for path in sorted(folder.glob("*/*")) if path.is_file()]
 
     def ours() -> None:
         for _ in data.read(data.ids, BATCH):
@@ -73,12 +124,7 @@ def peers(folder: Path, shards: Path, size: int) -> dict[str, Callable[[], objec
         for _ in DataLoader(tree, batch_size=BATCH, num_workers=0):
             pass
 
-    def bare() -> None:
-        for content in files:
-            simplejpeg.decode_jpeg(content, colorspace="RGB")
-
     return {
-        "bare decoder": bare,
         "ours": ours,
         "webdataset, PIL": wds,
         "DataLoader, image folder": image_folder,
@@ -133,9 +179,12 @@ def main() -> None:
             classes, samples = read_image_folder(tree)
             write_shards(samples, shards, classes=classes)
         count = sum(1 for path in tree.glob("*/*") if path.is_file())
+        data = ImageData.open(shards, size, workers=0, digests=False)
+        rates = interleaved(steps(data) | peers(data, tree, shards), options.rounds, count)
         results[name] = {
             "images": count,
-            "contenders": interleaved(peers(tree, shards, size), options.rounds, count),
+            "contenders": {k: row for k, row in rates.items() if k not in ("decode", "read")},
+            "microseconds_per_image": breakdown(rates),
         }
     content = {**facts("cpu"), "kinds": results}
     write_json(options.out, content)

@@ -3,10 +3,13 @@
     python -m bench.pgd runs/bench --threads 2
     python -m bench.pgd runs/bench --device cuda
 
-All contenders attack the same trained model with the same images, eps 6/255, step eps/5, 7 steps,
-no random start. The attack success rate is counted by the model itself in float32. The peers run
-as their documentation has it, in float32; ``plain, bfloat16`` is a plain loop with autocast and
-channels_last, to show what comes of these alone.
+All contenders attack the same trained model with the same images, which it gets right, eps 6/255,
+step eps/5, 7 steps, no random start. The attack success rate is counted by the model itself in
+float32. The peers run as their documentation has it, in float32; ``plain, bfloat16`` is a plain
+loop with autocast and channels_last, to show what comes of these alone.
+
+The arithmetic of *exact* and the rate of a large matrix product on the same threads are written
+beside, as the limit that is hit.
 """
 
 import argparse
@@ -19,9 +22,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.flop_counter import FlopCounterMode
 
-from bench._setup import MODELS, facts, interleaved, some, trained, write_json
+from bench._setup import MODELS, facts, images_of, interleaved, some, trained, write_json
 from pbe_fast.adversary import PGD, Linf, Miner
+from pbe_fast.data.loader import ImageData
 from pbe_fast.device import Device, choose_device
 
 __all__ = ["contenders"]
@@ -137,11 +142,10 @@ def compare(
     name: str, folder: Path, place: torch.device, batch: int, batches: int, rounds: int
 ) -> dict[str, Any]:
     """Time all contenders on one model."""
-    size = MODELS[name][1]
+    size = MODELS[name].size
     model, test = trained(name, folder, str(place))
     model.to(place).eval()
-    pixels, labels = some(test, batch * batches)
-    pixels, labels = pixels.to(place), labels.to(place)
+    pixels, labels, accuracy = _right(model, test, batch * batches, place)
     images = (pixels.float() / 255).contiguous()
     everyone = contenders(
         model, place, size, images[:batch].shape, test.manifest.num_classes, batch
@@ -155,18 +159,51 @@ def compare(
             calls[title] = lambda a=attack: _each(a, pixels, labels, batch)  # type: ignore[misc]  # bound now
         else:
             calls[title] = lambda a=attack: _each(a, images, labels, batch)  # type: ignore[misc]  # bound now
-        adversarial = calls[title]()
+        adversarial = calls[title]()  # the warm-up, too
         assert isinstance(adversarial, Tensor)
         success[title] = _wrong(model, adversarial, labels, batch)
-    times = interleaved(calls, rounds, batch * batches)
+    times = interleaved(calls, rounds, len(labels), warm_up=False)
     return {
-        "images": batch * batches,
+        "trained_on": images_of(MODELS[name]),
+        "accuracy": accuracy,
+        "images": len(labels),
         "batch": batch,
-        "clean_error": _wrong(model, images, labels, batch),
+        "arithmetic": _arithmetic(model, images[:batch]),
         "contenders": {
             title: {**times[title], "attack_success_rate": success[title]} for title in times
         },
     }
+
+
+def _right(
+    model: nn.Module, test: ImageData, count: int, place: torch.device
+) -> tuple[Tensor, Tensor, float]:
+    """Random test images that the model gets right, their labels, and the accuracy on all.
+
+    What it gets wrong needs no attack, and would flatter who looks before the first step.
+    """
+    pixels, labels = some(test, min(len(test.manifest), 3 * count))
+    pixels, labels = pixels.to(place), labels.to(place)
+    with torch.no_grad():
+        found = torch.cat([model(x.float() / 255).argmax(1) for x in pixels.split(64)])
+    right = (found == labels).nonzero()[:, 0]
+    return pixels[right[:count]], labels[right[:count]], len(right) / len(labels)
+
+
+def _arithmetic(model: nn.Module, images: Tensor) -> dict[str, float]:
+    """What mode exact computes for an image, and how fast a large matrix product is here."""
+    x = images.clone().requires_grad_()
+    model = deepcopy(model).requires_grad_(False)
+    with FlopCounterMode(display=False) as counter:
+        model(x).sum().backward()
+    rates = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        side = 4096 if images.is_cuda else 2048
+        a = torch.randn(side, side, dtype=dtype, device=images.device)
+        run = interleaved({"": lambda a=a: a @ a}, 20, 1)[""]  # type: ignore[misc]  # bound now
+        name = str(dtype).removeprefix("torch.")
+        rates[f"matmul_{name}_flops"] = 2 * side**3 * run["images_per_second"]
+    return {"flop_per_image": STEPS * counter.get_total_flops() / len(images), **rates}
 
 
 def _each(attack: Attack, images: Tensor, labels: Tensor, batch: int) -> Tensor:
@@ -187,9 +224,9 @@ def main() -> None:
     )
     parser.add_argument("folder", type=Path)
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--models", choices=list(MODELS), nargs="*", default=["resnet18_32"])
+    parser.add_argument("--models", choices=list(MODELS), nargs="*", default=list(MODELS))
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -197,11 +234,11 @@ def main() -> None:
     kind = place.type
     results = {}
     for name in options.models:
-        small = MODELS[name][1] <= 64
+        small = MODELS[name].size <= 64
         if kind == "cuda":
             batch, batches = (512, 8) if small else (128, 4)
         else:
-            batch, batches = (64, 2) if small else (8, 1)
+            batch, batches = (64, 2) if small else (4, 2)
         results[name] = compare(name, options.folder, place, batch, batches, options.rounds)
     content = {
         **facts(options.device),

@@ -1,12 +1,12 @@
-"""What a batch costs: PGD-7 images per second and peak memory for batches of 16 to 4096.
+"""What a batch costs: the speed of one step of PGD and peak memory for batches of 16 to 4096.
 
     python -m bench.sizes runs/bench --threads 2
     python -m bench.sizes runs/bench --device cuda
 
-Mode ``exact`` on the trained ResNet-18 at 32x32. On a CPU the peak is the
-resident set of the process (it never falls, so sizes go up), and 512 the largest unless told
-otherwise; on CUDA what torch allocated. A size
-that is expected to need more than the free memory is not tried, and said to be so.
+Mode ``exact`` on the trained ResNet-18 at 32x32; one step is a seventh of PGD-7, and needs the same
+memory. On a CPU the peak is the resident set of the process (it never falls, so sizes go up); on
+CUDA what torch allocated. A size that is expected to need more than the free memory is not tried,
+and said to be so.
 """
 
 import argparse
@@ -51,22 +51,21 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--rounds", type=int, default=1)
-    parser.add_argument("--largest", type=int, help="default: 512 on a CPU, 4096 on CUDA")
+    parser.add_argument("--largest", type=int, default=SIZES[-1])
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     place = torch.device(options.device)
     model, test = trained(MODEL, options.folder, options.device)
-    device = choose_device(options.device, "auto", model, MODELS[MODEL][1])
+    device = choose_device(options.device, "auto", model, MODELS[MODEL].size)
     # Compiling and capturing for each size would take longer than the measurement.
-    miner = Miner(replace(rule("exact"), compile=False), model, device)
+    miner = Miner(replace(rule("exact"), steps=1, compile=False), model, device)
     pixels, labels = some(test, len(test.manifest))
     pixels, labels = pixels.to(place), labels.to(place)
     miner(pixels[:16], labels[:16])
     base, rows = peak(place), {}
     each = 0.0
-    largest = options.largest or (512 if place.type == "cpu" else SIZES[-1])
-    for size in [size for size in SIZES if size <= largest]:
+    for size in [size for size in SIZES if size <= options.largest]:
         if each * size > 0.8 * available(place) + (peak(place) - base):
             rows[str(size)] = {"not_tried": "would not fit in the free memory"}
             continue

@@ -141,7 +141,7 @@ def _runs(shards: list[int], offsets: list[int], sizes: list[int]) -> Iterator[t
 
 
 _GAP = 8 * 1024  # bytes that are read for nothing rather than by another call: headers, a label
-_RUN = 8 * 2**20  # of one read
+_RUN = 2**20  # bytes of one read; many more leave the cache before they are decoded
 _REMEDY = "Check the shards with 'pbe-fast shards verify', and copy the damaged ones again."
 
 

@@ -7,6 +7,8 @@
   eighth of the side (4 at 32) with black, and a rotation by up to 10 degrees.
 - ``resized_crop`` (for 224x224): a random area of 25 to 100 % with aspect 3/4 to 4/3, resized.
 
+What is cut out begins and ends at whole pixels; resizing is bilinear with antialiasing.
+
 With ``flip``, half of the images are mirrored as well; traffic signs and digits must not be.
 
 Random draws are functions of (seed, stream, sample id), so the batch's layout, the workers and
@@ -20,7 +22,6 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
@@ -55,20 +56,23 @@ class View:
     stream: tuple[int | str, ...] = ()
 
     def image(self, pixels: Pixels, sample_id: int) -> Pixels:
-        """One image ``(H, W, 3)`` to ``(size, size, 3)``; for ``crop_rotate`` the first half."""
+        """One image ``(H, W, 3)`` to ``(size, size, 3)``; for ``crop_rotate`` the first half.
+
+        An image that needs nothing is handed back itself. It must be writable, for torch's sake.
+        """
         height, width = pixels.shape[:2]
         if self.augment == "resized_crop":
             draws = uniform(np.array([sample_id]), 5, self.seed, "crop", *self.stream)[0]
             box = _random_box(height, width, draws)
-            out = _resize(pixels, (self.size, self.size), box)
+            out = _resize(pixels, self.size, box)
             return out[:, ::-1] if self.flip and draws[4] < 0.5 else out
         if height == width == self.size:
             return pixels
         if self.size <= SMALL:
-            return _resize(pixels, (self.size, self.size), (0, 0, width, height))
+            return _resize(pixels, self.size, (0, 0, width, height))
         short = min(height, width) * _EVAL_RATIO
         left, top = (width - short) / 2, (height - short) / 2
-        return _resize(pixels, (self.size, self.size), (left, top, left + short, top + short))
+        return _resize(pixels, self.size, (left, top, left + short, top + short))
 
     def batch(self, images: Tensor, ids: npt.NDArray[np.int64]) -> Tensor:
         """What is done to a whole batch ``(N, 3, size, size)`` uint8: crop and rotation."""
@@ -122,7 +126,16 @@ def _random_box(height: int, width: int, draws: npt.NDArray[np.float64]) -> Box:
     return left, top, left + box_width, top + box_height
 
 
-def _resize(pixels: Pixels, size: tuple[int, int], box: Box) -> Pixels:
-    image = Image.fromarray(pixels)
-    resized = image.resize((size[1], size[0]), Image.Resampling.BILINEAR, box=box)
-    return np.asarray(resized, np.uint8)
+def _resize(pixels: Pixels, size: int, box: Box) -> Pixels:
+    """The box, at the nearest whole pixels, to a square.
+
+    With torch, which takes a quarter of PIL's time. It differs from PIL by rounding, and at the
+    edge of the box, where PIL looks at what is outside.
+    """
+    height, width = pixels.shape[:2]
+    left, top = min(round(box[0]), width - 1), min(round(box[1]), height - 1)
+    right, bottom = max(round(box[2]), left + 1), max(round(box[3]), top + 1)
+    # The batch's dimension comes first, so that torch sees channels_last, its fast way.
+    image = torch.from_numpy(pixels).unsqueeze(0)[:, top:bottom, left:right].permute(0, 3, 1, 2)
+    resized = functional.interpolate(image, (size, size), mode="bilinear", antialias=True)
+    return resized[0].permute(1, 2, 0).numpy()

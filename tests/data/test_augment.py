@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from torch import Tensor
 
 from pbe_fast.data import augment
@@ -182,6 +183,37 @@ def test_every_shape_becomes_the_square(
     out = View(size, kind, flip=True).image(_pixels(*shape), 12)
     assert out.shape == (size, size, 3)
     assert out.dtype == np.uint8
+
+
+SIDE = st.one_of(st.sampled_from([1, 2, 3]), st.integers(1, 300))
+
+
+@settings(deadline=None, max_examples=100)
+@given(height=SIDE, width=SIDE, size=st.integers(1, 120), data=st.data())
+def test_resizing_a_box_is_what_pil_makes_of_the_cut_out_box(
+    height: int, width: int, size: int, data: st.DataObject
+) -> None:
+    """Within 2 of 255: both count with integers, PIL with 22 bits and torch with 15 or fewer."""
+    left, top = data.draw(st.integers(0, width - 1)), data.draw(st.integers(0, height - 1))
+    right, bottom = (
+        data.draw(st.integers(left + 1, width)),
+        data.draw(st.integers(top + 1, height)),
+    )
+    pixels = _pixels(height, width, seed=height * width)
+    near = data.draw(st.floats(-0.49, 0.49))  # the box is taken at the nearest whole pixels
+    box = (max(0, left + near), max(0, top - near), min(width, right + near), bottom)
+    cut = Image.fromarray(pixels[top:bottom, left:right])
+    expected = np.asarray(cut.resize((size, size), Image.Resampling.BILINEAR))
+    out = augment._resize(pixels, size, box)
+    assert out.shape == (size, size, 3)
+    assert np.abs(out.astype(int) - expected).max() <= 2
+
+
+@pytest.mark.parametrize("box", [(7.0, 4.0, 7.0, 4.0), (6.6, 3.7, 6.9, 4.0), (2.2, 1.1, 2.4, 1.4)])
+def test_a_box_of_less_than_a_pixel_is_a_pixel(box: augment.Box) -> None:
+    pixels = _pixels(4, 7)
+    out = augment._resize(pixels, 5, box)
+    assert (out == pixels[min(round(box[1]), 3), min(round(box[0]), 6)]).all()
 
 
 # resized_crop

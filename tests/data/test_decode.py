@@ -8,10 +8,12 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pytest
+import simplejpeg
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
+from pbe_fast.data import decode
 from pbe_fast.data.decode import decode_rgb
 from pbe_fast.errors import ImageError
 
@@ -207,6 +209,157 @@ def test_bombs_are_refused_by_their_header() -> None:
         assert decode_rgb(data, max_pixels=H * W).shape == (H, W, 3)
         with pytest.raises(ImageError, match="more than 285 in all"):
             decode_rgb(data, max_pixels=H * W - 1)
+
+
+def oriented(orientation: int) -> bytes:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    return encode(Image.fromarray(picture()), "JPEG", exif=exif)
+
+
+@pytest.mark.parametrize(
+    ("data", "in_place"),
+    [
+        (JPEG, True),
+        (PROGRESSIVE, True),
+        (GREY_JPEG, True),
+        (oriented(1), True),
+        (oriented(3), False),
+        (oriented(6), False),
+        (CMYK_JPEG, False),
+        (PNG, False),
+        (encode(Image.fromarray(picture()[:, :-1]), "JPEG"), False),
+        (encode(Image.fromarray(np.tile(picture(), (2, 2, 1))), "JPEG"), False),
+        (encode(Image.fromarray(picture().transpose(1, 0, 2)), "JPEG"), False),  # as many bytes
+    ],
+)
+def test_only_what_fits_is_decoded_in_place_and_nothing_changes(
+    data: bytes, in_place: bool
+) -> None:
+    memory = np.full((3, H, W, 3), 77, np.uint8)
+    out = memory[1]
+    image = decode_rgb(data, out=out)
+    assert (image is out) == in_place
+    assert np.array_equal(image, decode_rgb(data))
+    assert (memory[[0, 2]] == 77).all()
+
+
+def test_memory_to_decode_into_lets_no_error_pass() -> None:
+    out = np.zeros((H, W, 3), np.uint8)
+    for data in (JPEG, GREY_JPEG, PROGRESSIVE):
+        for length in range(len(data)):
+            with pytest.raises(ImageError):
+                decode_rgb(data[:length], out=out)
+        with pytest.raises(ImageError, match="more than 285 in all"):
+            decode_rgb(data, out=out, max_pixels=H * W - 1)
+    frame = JPEG.index(b"\xff\xc0") + 5
+    for height, width in ((60000, 65000), (26756, 26756)):  # 3 times them is not 31 bits
+        huge = JPEG[:frame] + struct.pack(">HH", height, width) + JPEG[frame + 4 :]
+        with pytest.raises(ImageError, match=f"{width} x {height}.*more than"):
+            decode_rgb(huge, out=out)
+
+
+def segment(marker: int, body: bytes) -> bytes:
+    return struct.pack(">BBH", 0xFF, marker, len(body) + 2) + body
+
+
+FRAME = JPEG[JPEG.index(b"\xff\xc0") :][:19]
+BIG_FRAME = FRAME[:5] + struct.pack(">HH", 4000, 4000) + FRAME[9:]
+
+
+@pytest.mark.parametrize("decoy", [FRAME, b"\xff\xda" + FRAME, b"Exif\0\0" + FRAME])
+@pytest.mark.parametrize("marker", [0xFE, 0xE0, 0xE1, 0xE2, 0xEE])
+def test_a_size_hidden_in_a_segment_does_not_pass_for_the_size(marker: int, decoy: bytes) -> None:
+    data = JPEG[:2] + segment(marker, b"\0" + decoy) + JPEG[2:].replace(FRAME, BIG_FRAME)
+    with pytest.raises(ImageError, match="4000 x 4000"):
+        decode_rgb(data, max_pixels=1_000_000)
+
+
+def test_a_marker_without_a_length_does_not_lead_to_a_decoy() -> None:
+    """FFD0 has no length; who takes the next bytes for one comes to the second comment's inside."""
+    start = JPEG[:2] + b"\xff\xd0" + segment(0xFE, bytes(60_000))
+    decoy = bytes(2 + 2 + 0xFFFE - len(start) - 4) + FRAME + b"\xff\xda\0\2"
+    data = start + segment(0xFE, decoy) + JPEG[2:].replace(FRAME, BIG_FRAME)
+    with pytest.raises(ImageError, match="4000 x 4000"):
+        decode_rgb(data, max_pixels=1_000_000)
+
+
+def test_exif_is_found_after_fill_bytes_and_other_segments() -> None:
+    data = oriented(6)
+    at = data.index(b"\xff\xe1")
+    for extra in (b"\xff\xff", segment(0xE2, b"ICC_PROFILE\0"), segment(0xE1, b"http://x\0")):
+        moved = data[:at] + extra + data[at:]
+        assert np.array_equal(decode_rgb(moved), decode_rgb(data))
+        assert decode_rgb(moved).shape == (W, H, 3)
+
+
+@pytest.mark.parametrize(
+    "extra",
+    [
+        FRAME,  # a second frame, after and before the first
+        b"\xff\xff\xff",  # fill bytes
+        b"\xff\xfe\0\0",  # lengths that are too short for themselves
+        b"\xff\xfe\0\1",
+        b"\xff\xdb\0\5abc",  # a table that does not fill its segment
+        b"\xff\xd8",
+        b"\xff\xd0",
+        b"junk",
+        segment(0xC8, b"JPG"),
+    ],
+)
+@pytest.mark.parametrize("max_pixels", [H * W, 10 * H * W])
+def test_odd_headers_are_left_to_libjpeg(
+    extra: bytes, max_pixels: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoding = simplejpeg.decode_jpeg
+
+    def guarded(data: bytes, **options: object) -> object:
+        height, width, *_ = simplejpeg.decode_jpeg_header(data)
+        assert height * width <= max_pixels
+        return decoding(data, **options)
+
+    monkeypatch.setattr(simplejpeg, "decode_jpeg", guarded)
+    for at in (2, JPEG.index(FRAME), JPEG.index(FRAME) + len(FRAME)):
+        for rest in (JPEG[at:], JPEG[at:].replace(FRAME, BIG_FRAME)):
+            data = JPEG[:at] + extra + rest
+            try:
+                expected = simplejpeg.decode_jpeg_header(data)[:2]
+            except ValueError:
+                with pytest.raises(ImageError):
+                    decode_rgb(data, max_pixels=max_pixels)
+                continue
+            if expected == (H, W):
+                assert np.array_equal(decode_rgb(data, max_pixels=max_pixels), decode_rgb(JPEG))
+            else:
+                with pytest.raises(ImageError, match="more than"):
+                    decode_rgb(data, max_pixels=max_pixels)
+
+
+@settings(deadline=None, max_examples=300)
+@given(
+    data=st.sampled_from([JPEG, PROGRESSIVE, GREY_JPEG, CMYK_JPEG]),
+    changes=st.lists(st.tuples(st.integers(2, 700), st.binary(min_size=1, max_size=3)), max_size=3),
+)
+def test_the_size_is_libjpegs_whatever_the_damage(
+    data: bytes, changes: list[tuple[int, bytes]]
+) -> None:
+    damaged = bytearray(data)
+    for position, content in changes:
+        damaged[position : position + len(content)] = content
+    size, _ = decode._jpeg_header(bytes(damaged))
+    try:
+        height, width, colorspace, _ = simplejpeg.decode_jpeg_header(bytes(damaged), strict=False)
+    except (ValueError, KeyError):
+        return
+    assert size in (None, (height, width))
+    assert size is None or colorspace not in ("CMYK", "YCCK")
+
+
+def test_the_usual_headers_are_read_without_libjpeg() -> None:
+    for data in (JPEG, PROGRESSIVE, GREY_JPEG):
+        assert decode._jpeg_header(data) == ((H, W), 1)
+    assert decode._jpeg_header(CMYK_JPEG) == (None, 1)
+    assert decode._jpeg_header(oriented(6)) == (None, 6)
 
 
 def test_pil_keeps_silent_above_its_own_limit(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -133,7 +133,7 @@ def test_workers_change_nothing(shards: Path, size: int, view: View | None) -> N
 def test_workers_decode_in_processes_of_their_own(
     shards: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def decode(_: bytes) -> Pixels:
+    def decode(_: bytes, out: Pixels) -> Pixels:
         return np.full((8, 8, 3), os.getpid() % 251, np.uint8)
 
     monkeypatch.setattr(loader, "decode_rgb", decode)
@@ -194,6 +194,53 @@ def test_no_samples_give_no_batches(shards: Path) -> None:
     assert list(data.read(data.ids[:0], 4)) == []
 
 
+# what is decoded in place and what is not
+
+
+def _oriented(pixels: Pixels, orientation: int) -> bytes:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    return _encode(Image.fromarray(pixels), "JPEG", exif=exif)
+
+
+@pytest.mark.parametrize(
+    "view",
+    [None, View(8, "crop_rotate", seed=1), View(8, "resized_crop", flip=True, seed=1)],
+    ids=["none", "crop_rotate", "resized_crop"],
+)
+def test_images_of_all_kinds_are_as_if_decoded_one_by_one(
+    tmp_path: Path, view: View | None
+) -> None:
+    kinds = [
+        _encode(Image.fromarray(_pixels(0)), "JPEG"),
+        _png(1),
+        _encode(Image.fromarray(_pixels(2)).convert("L"), "JPEG"),
+        _encode(Image.fromarray(_pixels(3)).convert("CMYK"), "JPEG"),
+        _oriented(_pixels(4), 6),
+        _cut_jpeg(5),
+        _encode(Image.fromarray(_pixels(6, 9, 8)), "JPEG"),
+        _encode(Image.fromarray(_pixels(7, 4, 16)), "JPEG"),  # as many bytes as 8x8
+        _encode(Image.fromarray(_pixels(8)), "JPEG", progressive=True),
+        _encode(Image.fromarray(_pixels(9)), "JPEG")[:-40],  # fails when much is decoded
+        _png(10),
+    ]
+    data = ImageData.open(_write(tmp_path / "s", kinds), 8, quarantine=Quarantine(budget=1))
+    (batch,) = data.read(data.ids, len(kinds), view)
+    assert batch.ids.tolist() == [0, 1, 2, 3, 4, 6, 7, 8, 10]
+    view = view or View(8)
+    alone = np.stack([view.image(decode_rgb(kinds[i]), i) for i in batch.ids.tolist()])
+    expected = view.batch(torch.from_numpy(alone).permute(0, 3, 1, 2), batch.ids.numpy())
+    assert torch.equal(batch.images, expected)
+
+
+@pytest.mark.parametrize("shape", [(3, 32, 32, 3), (1, 1), (0, 8, 8, 3)])
+def test_memory_for_images_is_off_what_libjpeg_calls_aligned(shape: tuple[int, ...]) -> None:
+    memory = loader.image_memory(*shape)
+    assert (memory.shape, memory.dtype) == (shape, np.uint8)
+    assert memory.flags.c_contiguous
+    assert memory.ctypes.data % 32 == 16 or not memory.size
+
+
 # only what is asked for is read
 
 
@@ -208,9 +255,9 @@ def test_a_subset_reads_its_own_samples_and_no_others(
         read.extend(ids)
         return reading(self, ids)
 
-    def counting_decode(content: bytes) -> Pixels:
+    def counting_decode(content: bytes, out: Pixels) -> Pixels:
         decoded.append(content)
-        return decoding(content)
+        return decoding(content, out=out)
 
     data = ImageData.open(shards, 8)
     monkeypatch.setattr(ShardReader, "read_all", counting_read)
@@ -245,9 +292,9 @@ def test_what_lies_beside_an_image_is_never_decoded(
     data = ImageData.open(tmp_path, 8)
     decoded: list[bytes] = []
 
-    def spying(content: bytes) -> Pixels:
+    def spying(content: bytes, out: Pixels) -> Pixels:
         decoded.append(content)
-        return decode_rgb(content)
+        return decode_rgb(content, out=out)
 
     monkeypatch.setattr(loader, "decode_rgb", spying)
     images, _, _ = _all(data.read(data.ids, 2))
