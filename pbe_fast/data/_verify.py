@@ -11,7 +11,7 @@ from pbe_fast.data._layout import read_rows
 from pbe_fast.data.manifest import Manifest, Shard
 from pbe_fast.errors import ShardError
 
-__all__ = ["require_intact", "verify_shards"]
+__all__ = ["require_digest", "require_intact", "verify_shards"]
 
 _SHOWN = 10
 
@@ -66,6 +66,24 @@ def require_intact(manifest: Manifest, *, digests: bool = True, members: bool = 
         "Copy the shards again; if they were changed on purpose, make the manifest again with "
         "'pbe-fast shards index'."
     )
+
+
+def require_digest(manifest: Manifest, number: int) -> None:
+    """Raise unless one shard's SHA-256 is the manifest's.
+
+    Raises:
+        ShardError: names the shard.
+    """
+    path, shard = manifest.shard_path(number), manifest.shards[number]
+    try:
+        digest = sha256_file(path)
+    except OSError as error:
+        raise ShardError(f"{path}: the shard cannot be read ({error.strerror}).") from error
+    if digest != shard.sha256:
+        raise ShardError(
+            f"{path}: the shard has changed since the manifest was made (SHA-256 {digest} instead "
+            f"of {shard.sha256}). Copy it again, or begin a new run with a new manifest."
+        )
 
 
 def _verify_one(

@@ -10,7 +10,7 @@ Writing the same samples gives the same bytes: order of members, owner, mode and
 
 from pbe_fast.data._index import index_shards
 from pbe_fast.data._read import ShardReader, read_bytes
-from pbe_fast.data._verify import require_intact, verify_shards
+from pbe_fast.data._verify import require_digest, require_intact, verify_shards
 from pbe_fast.data._write import Sample, write_shards
 
 __all__ = [
@@ -18,6 +18,7 @@ __all__ = [
     "ShardReader",
     "index_shards",
     "read_bytes",
+    "require_digest",
     "require_intact",
     "verify_shards",
     "write_shards",
