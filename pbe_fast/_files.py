@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,10 +11,15 @@ __all__ = ["atomic_path", "sha256_file", "write_bytes", "write_text"]
 
 
 @contextmanager
-def atomic_path(path: Path) -> Iterator[Path]:
-    """A temporary path that becomes ``path`` when the block ends without an exception."""
+def atomic_path(path: Path, shared: bool = False) -> Iterator[Path]:
+    """A temporary path that becomes ``path`` when the block ends without an exception.
+
+    Args:
+        shared: several processes may write this file at once; each gets a temporary of its own.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.partial")
+    own = f".{uuid.uuid4().hex}" if shared else ""
+    temporary = path.with_name(f".{path.name}{own}.partial")
     try:
         yield temporary
         with temporary.open("rb") as file:
@@ -23,9 +29,9 @@ def atomic_path(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all."""
-    with atomic_path(path) as temporary:
+def write_bytes(path: Path, content: bytes, shared: bool = False) -> None:
+    """Write a file whole or not at all; ``shared`` as in :func:`atomic_path`."""
+    with atomic_path(path, shared) as temporary:
         temporary.write_bytes(content)
 
 

@@ -2,7 +2,7 @@
 
 import hashlib
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -46,10 +46,11 @@ LOG_EVERY = 20  # batches between two lines of metrics.jsonl
 
 Ids = npt.NDArray[np.int64]
 Job = TrainConfig | PurifyConfig
+ChooseDevice = Callable[..., Device]
 JobT = TypeVar("JobT", TrainConfig, PurifyConfig)
 
 
-def open_data(path: Path, config: DataConfig, quarantine: Quarantine) -> ImageData:
+def open_data(path: Path | str, config: DataConfig, quarantine: Quarantine) -> ImageData:
     """Open shards as the configuration says."""
     return ImageData.open(
         path,
@@ -89,11 +90,17 @@ def model_spec(config: Job, num_classes: int) -> ModelSpec:
     )
 
 
-def settle_device(config: JobT, run: RunDirectory, model: nn.Module) -> tuple[JobT, Device]:
-    """Resolve ``auto``, as it was when the run began, and keep the configuration with the run."""
+def settle_device(
+    config: JobT, run: RunDirectory, model: nn.Module, choose: ChooseDevice = choose_device
+) -> tuple[JobT, Device]:
+    """Resolve ``auto``, as it was when the run began, and keep the configuration with the run.
+
+    Args:
+        choose: looks at the device; :func:`pbe_fast.device.choose_device`, perhaps elsewhere.
+    """
     before = run.read_config()
     begun = config if before is None else _kept_config(type(config), before, run)
-    device = choose_device(
+    device = choose(
         begun.device,
         begun.precision,
         model,
@@ -248,8 +255,10 @@ def run_facts(config: Job, clock: Clock, quarantine: Quarantine) -> dict[str, ob
 class StepLogger:
     """Sums steps and writes a line to ``metrics.jsonl`` every ``LOG_EVERY`` batches."""
 
-    def __init__(self, run: RunDirectory, stage: str, round_index: int) -> None:
-        self.run, self.stage, self.round = run, stage, round_index
+    def __init__(
+        self, event: Callable[[Mapping[str, object]], None], stage: str, round_index: int
+    ) -> None:
+        self.event, self.stage, self.round = event, stage, round_index
         self.steps: list[Step] = []
 
     def __call__(self, step: Step) -> None:
@@ -267,7 +276,7 @@ class StepLogger:
         last, images = self.steps[-1], sum(step.images for step in self.steps)
         weights = torch.tensor([step.images / images for step in self.steps])
         losses = torch.stack([step.loss for step in self.steps]).float().cpu()
-        self.run.event(
+        self.event(
             {
                 "event": "step",
                 "phase": self.stage,

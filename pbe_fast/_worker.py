@@ -1,80 +1,119 @@
-"""Units of work executed in this process: fine-tune the current weights, score every image."""
+"""The worker of a purification: what the driver asks for, done somewhere, and kept.
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+:class:`RunWorker` knows the run directory and what a new start needs. Where the arithmetic is done
+is an :class:`Executor`: this process (:class:`InProcess`), or a fleet.
+"""
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from pbe_fast._jobs import StepLogger, Tester, fingerprint, restore_state
-from pbe_fast.adversary import PGD
-from pbe_fast.config import PurifyConfig
+from pbe_fast._jobs import fingerprint, restore_state
+from pbe_fast._site import Hooks, Site
 from pbe_fast.data.loader import ImageData
 from pbe_fast.device import Device
-from pbe_fast.erase import Place, first_subset, make_pgd, score
+from pbe_fast.erase import Place, ScoreFiles, first_subset
 from pbe_fast.erase.identify import Scores
-from pbe_fast.errors import ConfigError
-from pbe_fast.evaluate import auroc
+from pbe_fast.errors import RunDirectoryError
+from pbe_fast.evaluate import Accuracy, Counts, auroc
 from pbe_fast.models import Classifier
-from pbe_fast.progress import Clock, Progress
-from pbe_fast.run_directory import RunDirectory
-from pbe_fast.training import Position, Stage, fit
+from pbe_fast.progress import Clock, Progress, StoppedError
+from pbe_fast.run_directory import RunDirectory, versions
+from pbe_fast.training import Position, Stage
 
-__all__ = ["LocalWorker", "Sets"]
+__all__ = ["SCORES_NAME", "Executor", "InProcess", "RunWorker"]
+
+SCORES_NAME = "scores"
 
 Ids = npt.NDArray[np.int64]
-Truth = npt.NDArray[np.bool_]
 
 
-@dataclass(frozen=True)
-class Sets:
-    """The opened data: the set that is scored, the clean one, and which samples are poisoned."""
-
-    train: ImageData | None
-    clean: ImageData | None
-    truth: Truth | None
+class Executor(Protocol):
+    """Where the arithmetic of a unit of work is done."""
 
     @property
-    def some(self) -> ImageData:
-        """Either of them."""
-        data = self.train or self.clean
-        if data is None:
-            raise ConfigError("neither data.train nor data.clean is given.")
-        return data
+    def device(self) -> Device:
+        """How models are run there."""
+
+    def finetune(
+        self, stage: Stage, place: Place, hooks: Hooks, progress: Progress, clock: Clock
+    ) -> None:
+        """Train the run's current weights from ``place`` to the end of the stage.
+
+        The weights of the run's model are current whenever ``hooks.checkpoint`` is called, and
+        at the end.
+        """
+
+    def score(
+        self, files: ScoreFiles, shards: Sequence[int], progress: Progress, stop: Callable[[], bool]
+    ) -> None:
+        """Score some shards; afterwards each of them has its file.
+
+        Raises:
+            StoppedError: ``stop`` said so.
+        """
+
+    def count(self, current: bool, ids: Ids, progress: Progress) -> Counts:
+        """ACC and ASR of the current or the infected model on some test images."""
 
 
-class LocalWorker:
-    """Executes the units of work in this process, and keeps what a new start needs."""
+class InProcess:
+    """Everything in this process."""
+
+    def __init__(self, site: Site) -> None:
+        self.site = site
+
+    @property
+    def device(self) -> Device:
+        """See :class:`Executor`."""
+        return self.site.device
+
+    def finetune(
+        self, stage: Stage, place: Place, hooks: Hooks, progress: Progress, clock: Clock
+    ) -> None:
+        """See :class:`Executor`."""
+        self.site.finetune(stage, place, hooks, progress=progress, clock=clock)
+
+    def score(
+        self, files: ScoreFiles, shards: Sequence[int], progress: Progress, stop: Callable[[], bool]
+    ) -> None:
+        """See :class:`Executor`."""
+        manifest = self.site.sets.some.manifest
+        for shard, scores in self.site.score(shards, progress.advance):
+            files.write(manifest, shard, scores)
+            if stop():
+                raise StoppedError
+
+    def count(self, current: bool, ids: Ids, progress: Progress) -> Counts:
+        """See :class:`Executor`."""
+        return self.site.count(current, ids, progress.advance)
+
+
+class RunWorker:
+    """Has units of work done, and keeps in the run directory what a new start needs."""
 
     def __init__(
         self,
-        config: PurifyConfig,
+        site: Site,
         run: RunDirectory,
-        sets: Sets,
-        infected: Classifier,
-        model: Classifier,
-        tester: Tester,
-        device: Device,
+        executor: Executor,
         progress: Progress,
+        stop: Callable[[], bool],
+        accept_changes: bool = False,
     ) -> None:
-        self.config, self.run, self.sets, self.tester = config, run, sets, tester
-        self.infected, self.model = infected, model
-        self.device, self.progress = device, progress
-        self.pgd: PGD = make_pgd(config.adversary)
-        self.inputs = fingerprint(config.model.checkpoint, sets.train, sets.clean)
+        self.config, self.sets, self.model = site.config, site.sets, site.model
+        self.tester, self.data = site.tester, site.data
+        self.run, self.executor = run, executor
+        self.progress, self.stop, self.accept_changes = progress, stop, accept_changes
+        sets = site.sets
+        self.inputs = fingerprint(site.config.model.checkpoint, sets.train, sets.clean)
         self.clock = Clock()
         self.rounds: list[dict[str, Any]] = []
         self.infected_result: dict[str, float] | None = None
-        device.place(infected)
-        device.place(model)
-
-    @property
-    def data(self) -> ImageData:
-        """What is fine-tuned on."""
-        data = self.sets.clean if self.config.method == "aft" else self.sets.train
-        return data or self.sets.some
 
     def first_ids(self) -> Ids:
         """The first subset: of the clean set for AFT, of the training set for PBE."""
@@ -84,59 +123,21 @@ class LocalWorker:
 
     def finetune(self, stage: Stage, place: Place) -> None:
         """See :class:`pbe_fast.erase.Worker`."""
-        logger = StepLogger(self.run, stage.name, stage.round)
-        current = place
 
         def checkpoint(position: Position) -> None:
-            logger.flush()
-            self.save(Place(current.round, "finetune", current.subset, position))
+            self.save(Place(place.round, "finetune", place.subset, position))
 
-        def on_epoch(epochs: int) -> None:
-            logger.flush()
-            if epochs < stage.epochs and epochs % max(1, stage.epochs // 5):
-                return  # the curve needs no more than about five points a round
-            result = self.tester.sample(self.model, self.device)
-            if result is not None:
-                line = {"event": "evaluation", "round": stage.round, "epoch": epochs}
-                self.run.event({**line, **result.as_dict()})
-            images = len(place.subset)
-            self.progress.phase(stage.name, stage.epochs * images, epochs * images)
-
-        fit(
-            self.model,
-            self.data,
-            place.subset,
-            stage,
-            self.device,
-            pgd=self.pgd,
-            seed=self.config.seed,
-            start=place.position,
-            progress=self.progress,
-            clock=self.clock,
-            on_step=logger,
-            on_epoch=on_epoch,
-            checkpoint=checkpoint,
-            checkpoint_seconds=self.config.checkpoint_seconds,
-            say=self.run.logger.info,
-        )
+        hooks = Hooks(self.run.event, checkpoint, self.run.logger.info, self.stop)
+        self.executor.finetune(stage, place, hooks, self.progress, self.clock)
 
     def score(self, place: Place) -> Scores | None:
         """See :class:`pbe_fast.erase.Worker`."""
         facts: dict[str, Any] = {"round": place.round, "subset": len(place.subset)}
-        result = self.tester.sample(self.model, self.device)
-        facts |= result.as_dict() if result else {}
+        if self.tester.curve is not None:
+            facts |= self._accuracy(True, self.tester.curve, "curve").as_dict()
         scores = None
         if self.sets.train is not None:
-            with self.clock.time("score", len(self.sets.train.manifest)):
-                scores = score(
-                    self.infected,
-                    self.model,
-                    self.sets.train,
-                    self.device,
-                    batch_size=self.config.eval_batch_size,
-                    phase=f"score {place.round}",
-                    progress=self.progress,
-                )
+            scores = self._scores(self.sets.train, place.round)
             if self.sets.truth is not None:
                 area = auroc(scores, self.sets.truth)
                 facts |= {} if area is None else {"auroc": area}
@@ -144,6 +145,42 @@ class LocalWorker:
                     facts["subset_poisoned"] = int(self.sets.truth[place.subset].sum())
         self.rounds.append(facts)
         return scores
+
+    def _scores(self, data: ImageData, round_index: int) -> Scores:
+        """All scores of a round, read from its files once each shard has one."""
+        manifest = data.manifest
+        device = self.executor.device
+        key = " ".join(
+            [self.inputs[0], _weights_digest(self.model), device.precision, device.layout,
+             str(self.config.data.image_size), str(self.config.eval_batch_size)]
+        )  # fmt: skip
+        files = ScoreFiles(self.run.path / SCORES_NAME / f"round-{round_index}", key)
+        found = {shard: files.read(manifest, shard) for shard in range(len(manifest.shards))}
+        missing = [shard for shard, scores in found.items() if scores is None]
+        left = sum(manifest.shards[shard].samples for shard in missing)
+        self.progress.phase(f"score {round_index}", len(manifest), len(manifest) - left)
+        with self.clock.time("score", left):
+            self.executor.score(files, missing, self.progress, self.stop)
+        parts = []
+        for shard, scores in found.items():
+            part = files.read(manifest, shard) if scores is None else scores
+            if part is None:
+                raise RunDirectoryError(
+                    f"{files.path(shard)}: the scores of {manifest.shards[shard].name} were "
+                    "written but cannot be read back. Every worker and the driver must see the "
+                    "same --out (a shared file system)."
+                )
+            parts.append(part)
+        return np.concatenate(parts) if parts else np.empty(0, np.float32)
+
+    def whole_test(self, current: bool, phase: str) -> Accuracy | None:
+        """ACC and ASR on all test images; None without them."""
+        data = self.tester.data
+        return self._accuracy(current, data.ids, phase) if data else None
+
+    def _accuracy(self, current: bool, ids: Ids, phase: str) -> Accuracy:
+        self.progress.phase(phase, len(ids))
+        return self.executor.count(current, ids, self.progress).accuracy()
 
     def save(self, place: Place) -> None:
         """Keep the place and the current weights."""
@@ -162,6 +199,7 @@ class LocalWorker:
                 "rounds": self.rounds,
                 "infected": self.infected_result,
                 "inputs": self.inputs,
+                "code": _code(),
             },
         )
 
@@ -173,6 +211,16 @@ class LocalWorker:
         Raises:
             RunDirectoryError: the state is damaged, or about another model or other data.
         """
+        changed = [f"{k} was {header.get('code', {}).get(k)}, now {v}" for k, v in _code().items()
+                   if header.get("code", {}).get(k) != v]  # fmt: skip
+        if changed and not self.accept_changes:
+            raise RunDirectoryError(
+                f"{self.run.path}: was begun with other versions, whose results may differ: "
+                f"{'; '.join(changed)}. Go on with those, choose another --out, or give "
+                "--accept-changes."
+            )
+        if changed:
+            self.run.logger.warning("changed versions accepted: %s", "; ".join(changed))
         position, self.clock = restore_state(self.run, self.model, tensors, header, self.inputs)
         try:
             self.rounds = [dict(facts) for facts in header["rounds"]]
@@ -186,6 +234,23 @@ class LocalWorker:
         except (KeyError, TypeError, ValueError) as error:
             raise self.run.damaged(repr(error)) from error
         return place
+
+
+def _weights_digest(model: Classifier) -> str:
+    """SHA-256 of a model's weights."""
+    sha = hashlib.sha256()
+    for name, value in model.state_dict().items():
+        sha.update(name.encode())
+        sha.update(
+            value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+        )
+    return sha.hexdigest()
+
+
+def _code() -> dict[str, str]:
+    """The versions that decide the bytes of a result."""
+    found = versions()
+    return {name: found[name] for name in ("pbe-fast", "torch")}
 
 
 def _ids(subset: torch.Tensor) -> Ids:

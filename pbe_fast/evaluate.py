@@ -1,6 +1,6 @@
 """ACC, ASR, and how well the suspects are found."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -15,7 +15,7 @@ from pbe_fast.errors import TriggerError
 from pbe_fast.progress import Progress, Silent
 from pbe_fast.triggers.base import Attack, planted_input
 
-__all__ = ["Accuracy", "auroc", "evaluate", "precision_at"]
+__all__ = ["Accuracy", "Counts", "auroc", "count", "evaluate", "precision_at"]
 
 Ids = npt.NDArray[np.int64]
 
@@ -40,6 +40,36 @@ class Accuracy:
         return {"acc": self.acc} | ({} if self.asr is None else {"asr": self.asr})
 
 
+@dataclass(frozen=True)
+class Counts:
+    """What a part of a test set adds to ACC and ASR.
+
+    Attributes:
+        images: clean images that the model saw.
+        correct: of them labelled rightly.
+        exposed: triggered images whose true label is not the attacker's.
+        hit: of them labelled as the attacker wants.
+    """
+
+    images: int = 0
+    correct: int = 0
+    exposed: int = 0
+    hit: int = 0
+
+    def __add__(self, other: "Counts") -> "Counts":
+        return Counts(
+            self.images + other.images,
+            self.correct + other.correct,
+            self.exposed + other.exposed,
+            self.hit + other.hit,
+        )
+
+    def accuracy(self) -> Accuracy:
+        """As fractions."""
+        asr = self.hit / self.exposed if self.exposed else None
+        return Accuracy(self.correct / max(1, self.images), asr, self.images)
+
+
 def evaluate(
     model: nn.Module,
     data: ImageData,
@@ -62,6 +92,32 @@ def evaluate(
     Raises:
         TriggerError: the trigger was made for another image size or number of classes.
     """
+    chosen = data.ids if ids is None else ids
+    progress = progress or Silent()
+    progress.phase(phase, len(chosen))
+    return count(
+        model, data, device, chosen, attack=attack, batch_size=batch_size, advance=progress.advance
+    ).accuracy()
+
+
+def count(
+    model: nn.Module,
+    data: ImageData,
+    device: Device,
+    ids: Ids,
+    *,
+    attack: Attack | None,
+    batch_size: int,
+    advance: Callable[[int], None],
+) -> Counts:
+    """The counts of :func:`evaluate` on some samples; those of parts add up to those of a whole.
+
+    Args:
+        advance: told how many more images are done.
+
+    Raises:
+        TriggerError: as :func:`evaluate`.
+    """
     if attack is not None and attack.image_size != data.size:
         raise TriggerError(
             f"the attack was made for images of {attack.image_size} pixels, but the data is read "
@@ -73,13 +129,10 @@ def evaluate(
             f"{data.manifest.num_classes}."
         )
     content = None if attack is None else attack.trigger.content(device.torch)
-    chosen = data.ids if ids is None else ids
-    progress = progress or Silent()
-    progress.phase(phase, len(chosen))
     correct = hit = exposed = torch.zeros((), dtype=torch.int64, device=device.torch)
     seen = 0
     with _eval_mode(model), torch.inference_mode():
-        for batch in data.read(chosen, batch_size):
+        for batch in data.read(ids, batch_size):
             if not len(batch.ids):  # all undecodable; some models cannot take an empty batch
                 continue
             images = batch.images.to(device.torch, non_blocking=True)
@@ -97,9 +150,8 @@ def evaluate(
                 hit = hit + ((predicted == wanted) & counts).sum()
                 exposed = exposed + counts.sum()
             seen += len(labels)
-            progress.advance(len(labels))
-    asr = int(hit) / int(exposed) if int(exposed) else None
-    return Accuracy(int(correct) / max(1, seen), asr, seen)
+            advance(len(labels))
+    return Counts(seen, int(correct), int(exposed), int(hit))
 
 
 @contextmanager

@@ -5,7 +5,11 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Protocol
 
-__all__ = ["Clock", "Progress", "Silent"]
+__all__ = ["Clock", "Progress", "Silent", "StoppedError"]
+
+
+class StoppedError(Exception):
+    """The work was asked to stop; where it stands has been kept."""
 
 
 class Progress(Protocol):

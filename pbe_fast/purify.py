@@ -1,8 +1,11 @@
 """The main job: an infected classifier in, a purified classifier and a list of suspects out."""
 
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from copy import deepcopy
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from pbe_fast._jobs import (
     Tester,
@@ -14,9 +17,11 @@ from pbe_fast._jobs import (
     run_facts,
     settle_device,
 )
-from pbe_fast._worker import LocalWorker, Sets
+from pbe_fast._site import Sets, Site
+from pbe_fast._worker import SCORES_NAME, Executor, InProcess, RunWorker
 from pbe_fast.config import PurifyConfig
 from pbe_fast.data.loader import Quarantine
+from pbe_fast.device import Device, choose_device
 from pbe_fast.erase import Place, Round, aft_stage, pbe_rounds, run_rounds
 from pbe_fast.errors import ConfigError
 from pbe_fast.models import Classifier, load_model, save_model
@@ -26,17 +31,38 @@ from pbe_fast.run_directory import RunDirectory
 from pbe_fast.suspects import SUSPECTS_NAME, suspect_metrics, write_suspects
 from pbe_fast.triggers.poisoning import load_truth
 
-__all__ = ["PURIFIED_NAME", "SUSPECTS_NAME", "purify"]
+__all__ = ["PURIFIED_NAME", "SUSPECTS_NAME", "Fleet", "purify"]
 
 PURIFIED_NAME = "purified.safetensors"
 
 
-def purify(config: PurifyConfig, out: Path, progress: Progress | None = None) -> dict[str, Any]:
+class Fleet(Protocol):
+    """Other processes that do the arithmetic; ``pipelines.fleet`` has one."""
+
+    def choose_device(self, *args: Any, **kwargs: Any) -> Device:
+        """As :func:`pbe_fast.device.choose_device`, on a worker's device."""
+
+    def executor(self, site: Site, run: RunDirectory) -> AbstractContextManager[Executor]:
+        """Workers with the site's configuration, models and data; ended after the block."""
+
+
+def purify(
+    config: PurifyConfig,
+    out: Path,
+    progress: Progress | None = None,
+    *,
+    fleet: Fleet | None = None,
+    stop: Callable[[], bool] | None = None,
+    accept_changes: bool = False,
+) -> dict[str, Any]:
     """Erase a backdoor, by AFT with a clean set or by PBE without one.
 
     Args:
         config: ``model.checkpoint`` is needed, and ``data.clean`` (AFT) or ``data.train`` (PBE).
         out: the run directory; the same call on it goes on where it stopped.
+        fleet: does the arithmetic; None does it in this process.
+        stop: asked now and then whether to keep the state and stop.
+        accept_changes: go on with a run that was begun with another configuration or version.
 
     Returns:
         the content of ``metrics.json``. Beside it lie ``purified.safetensors``, the report and,
@@ -44,33 +70,39 @@ def purify(config: PurifyConfig, out: Path, progress: Progress | None = None) ->
 
     Raises:
         PbeError: the configuration, the model or the data is unusable.
+        StoppedError: ``stop`` said so; the same call goes on.
     """
-    progress = progress or Silent()
+    progress, stop = progress or Silent(), stop or (lambda: False)
     config = _resolve_method(config)
-    run = RunDirectory.open(out, config)
+    run = RunDirectory.open(out, config, accept_changes)
     done = finished_before(run, progress)
     if done is not None:
         return done
-    with log_file(run) as log:
+    with run.locked(), log_file(run) as log:
+        if run.changes:
+            log.warning("changed configuration accepted: %s", "; ".join(run.changes))
         quarantine = Quarantine(out / "quarantine.jsonl", config.data.quarantine_budget)
         sets = _open_sets(config, quarantine)
         infected, model = _load_twice(config, sets)
         tester = Tester(config, quarantine, infected.spec.num_classes, progress)
-        state = run.load_state()
-        config, device = settle_device(config, run, infected)
+        state = run.load_state(progress.say)
+        choose = choose_device if fleet is None else fleet.choose_device
+        config, device = settle_device(config, run, infected, choose)
         log.info("%s on %s in %s", config.method, device.torch, device.precision)
-        worker = LocalWorker(config, run, sets, infected, model, tester, device, progress)
-        if state is None:
-            first = tester.whole(infected, device, "infected: ACC, ASR")
-            worker.infected_result = first.as_dict() if first else None
-            place = Place(0, "finetune", worker.first_ids())
-            worker.save(place)
-        else:
-            place = worker.restore(*state, len(_rounds(config)))
-            log.info("going on in round %d, %s", place.round, place.part)
-        scores = run_rounds(_rounds(config), worker, place, worker.save)
-        save_model(model, out / PURIFIED_NAME)
-        purified = tester.whole(model, device, "purified: ACC, ASR")
+        site = Site(config, sets, infected, model, tester, device)
+        with _executor(site, run, fleet) as executor:
+            worker = RunWorker(site, run, executor, progress, stop, accept_changes)
+            if state is None:
+                first = worker.whole_test(False, "infected: ACC, ASR")
+                worker.infected_result = first.as_dict() if first else None
+                place = Place(0, "finetune", worker.first_ids())
+                worker.save(place)
+            else:
+                place = worker.restore(*state, len(_rounds(config)))
+                log.info("going on in round %d, %s", place.round, place.part)
+            scores = run_rounds(_rounds(config), worker, place, worker.save)
+            save_model(model, out / PURIFIED_NAME)
+            purified = worker.whole_test(True, "purified: ACC, ASR")
         metrics: dict[str, Any] = {
             "kind": "purify",
             "method": config.method,
@@ -90,11 +122,23 @@ def purify(config: PurifyConfig, out: Path, progress: Progress | None = None) ->
             metrics["attack"] = {"name": tester.attack.trigger.name, "mode": tester.attack.mode}
         metrics |= run_facts(config, worker.clock, quarantine)
         run.finish(metrics)
+        shutil.rmtree(out / SCORES_NAME, ignore_errors=True)
         write_report(out)
         log.info(
             "finished: infected %s, purified %s", metrics.get("infected"), metrics.get("purified")
         )
     return metrics
+
+
+@contextmanager
+def _executor(site: Site, run: RunDirectory, fleet: Fleet | None) -> Iterator[Executor]:
+    if fleet is None:
+        site.device.place(site.infected)
+        site.device.place(site.model)
+        yield InProcess(site)
+        return
+    with fleet.executor(site, run) as executor:
+        yield executor
 
 
 def _resolve_method(config: PurifyConfig) -> PurifyConfig:

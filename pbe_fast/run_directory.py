@@ -1,16 +1,24 @@
 """A run directory: everything about a run, written so that a stop at any moment loses little.
 
 ``config.yaml`` is the configuration as resolved; ``state.safetensors`` is where an unfinished
-run stands; ``metrics.jsonl`` has a line a step of progress, cut back to the saved state when a
-run goes on. ``metrics.json`` is written last, so a run that has it is finished.
+run stands, and ``state.previous.safetensors`` where it stood before, should the newer one be
+damaged; ``metrics.jsonl`` has a line a step of progress, cut back to the saved state when a
+run goes on. ``metrics.json`` is written last, so a run that has it is finished. ``.lock`` is held
+and names its holder while a process works here.
 """
 
+import errno
+import fcntl
+import hashlib
 import json
 import logging
 import math
 import os
 import platform
-from collections.abc import Mapping
+import socket
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -21,7 +29,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from pbe_fast._files import write_bytes, write_text
+from pbe_fast._files import atomic_path, write_bytes, write_text
 from pbe_fast._yaml import YAML_ERRORS, parse_yaml
 from pbe_fast.config import dump_config
 from pbe_fast.errors import RunDirectoryError
@@ -29,6 +37,8 @@ from pbe_fast.errors import RunDirectoryError
 __all__ = ["RunDirectory", "versions"]
 
 _STATE_KEY = "pbe_fast_state"
+_DIGEST_KEY = "pbe_fast_sha256"
+_LOCK_NAME = ".lock"
 _LOG_NAME = "log.txt"
 _RESOLVED = (
     "device",
@@ -43,13 +53,17 @@ class RunDirectory:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.events = 0
+        self.changes: list[str] = []  # of the configuration, that were accepted
         self.logger = logging.getLogger(f"pbe_fast.run.{path.name}")
 
     @classmethod
-    def open(cls, path: Path, config: BaseModel) -> "RunDirectory":
+    def open(cls, path: Path, config: BaseModel, accept_changes: bool = False) -> "RunDirectory":
         """Create the folder, or take it up again.
 
         A folder that holds nothing but a log is a run that failed before it began, and is taken.
+
+        Args:
+            accept_changes: go on with another configuration, and keep the differences.
 
         Raises:
             RunDirectoryError: it holds a run with another configuration, or something else; or
@@ -72,12 +86,45 @@ class RunDirectory:
         before = run.read_config()
         if before is not None:
             differences = _differences(before, config.model_dump(mode="json"))
-            if differences:
+            if differences and not accept_changes:
                 raise RunDirectoryError(
                     f"{path}: holds a run with another configuration: {'; '.join(differences)}. "
-                    "Give the same command to go on with it, or choose another --out."
+                    "Give the same command to go on with it, choose another --out, or give "
+                    "--accept-changes to go on with the new one."
                 )
+            run.changes = differences
         return run
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep every other process out for as long as the block runs.
+
+        The lock is the operating system's, so it ends with its holder, however that ends.
+
+        Raises:
+            RunDirectoryError: another process works here; says which.
+        """
+        path = self.path / _LOCK_NAME
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                if error.errno not in (errno.EAGAIN, errno.EACCES):
+                    raise
+                holder = os.pread(fd, 500, 0).decode(errors="replace").strip()
+                raise RunDirectoryError(
+                    f"{self.path}: another run works here ({holder or 'unknown'}). Wait for it to "
+                    "end, stop it, or choose another --out."
+                ) from None
+            since = datetime.now(UTC).isoformat(timespec="seconds")
+            text = f"process {os.getpid()} on {socket.gethostname()} since {since}\n".encode()
+            os.ftruncate(fd, 0)
+            os.pwrite(fd, text, 0)
+            yield
+            os.ftruncate(fd, 0)
+        finally:
+            os.close(fd)
 
     @property
     def config_path(self) -> Path:
@@ -93,6 +140,11 @@ class RunDirectory:
     def state_path(self) -> Path:
         """``state.safetensors``."""
         return self.path / "state.safetensors"
+
+    @property
+    def previous_path(self) -> Path:
+        """``state.previous.safetensors``."""
+        return self.path / "state.previous.safetensors"
 
     @property
     def events_path(self) -> Path:
@@ -138,6 +190,7 @@ class RunDirectory:
         """Write ``metrics.json``, the mark of a finished run, and drop the state."""
         write_text(self.metrics_path, json.dumps(_finite(metrics), indent=2) + "\n")
         self.state_path.unlink(missing_ok=True)
+        self.previous_path.unlink(missing_ok=True)
 
     def event(self, record: Mapping[str, object]) -> None:
         """Append a line to ``metrics.jsonl``; a loss that is no number any more is null."""
@@ -150,28 +203,49 @@ class RunDirectory:
         if self.events_path.exists():
             with self.events_path.open("rb") as file:
                 os.fsync(file.fileno())  # a state must not outlive the lines that it counts
-        metadata = {_STATE_KEY: json.dumps({**header, "events": self.events})}
         content = {name: _own_copy(value) for name, value in tensors.items()}
-        write_bytes(self.state_path, save(content, metadata=metadata))
+        text = json.dumps({**header, "events": self.events})
+        metadata = {_STATE_KEY: text, _DIGEST_KEY: _digest(content, text)}
+        with atomic_path(self.state_path) as temporary:
+            temporary.write_bytes(save(content, metadata=metadata))
+            if self.state_path.exists():  # after a kill here the previous one is the newest
+                os.replace(self.state_path, self.previous_path)
 
-    def load_state(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+    def load_state(
+        self, say: Callable[[str], None] | None = None
+    ) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
         """What :meth:`save_state` kept; None for a run that kept nothing yet.
 
+        Args:
+            say: told if the newest state is damaged and the one before it is taken.
+
         Raises:
-            RunDirectoryError: the file is damaged.
+            RunDirectoryError: there are states, and all of them are damaged.
         """
-        if not self.state_path.exists():
-            self._cut_events(0)
-            return None
-        try:
-            with safe_open(self.state_path, framework="pt") as file:
-                header = json.loads((file.metadata() or {})[_STATE_KEY])
-                events = int(header["events"])
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
-            raise self.damaged(str(error)) from error
+        wrong: RunDirectoryError | None = None
+        for path in (self.state_path, self.previous_path):
+            if not path.exists():
+                continue
+            try:
+                tensors, header, events = _read_state(path)
+            except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+                wrong = wrong or self.damaged(str(error))
+                continue
+            if wrong is not None:
+                text = f"WARNING: {wrong} Going on from the state before it, {path.name}."
+                self.logger.warning(text)
+                if say is not None:
+                    say(text)
+            self._cut_events(events)
+            return tensors, header
+        if wrong is not None:
+            raise wrong
+        self._cut_events(0)
+        return None
+
+    def rewind(self, events: int) -> None:
+        """Forget the lines of ``metrics.jsonl`` after the first ``events``."""
         self._cut_events(events)
-        return tensors, header
 
     def damaged(self, why: str) -> RunDirectoryError:
         """The error of a saved state that cannot be gone on from."""
@@ -187,6 +261,27 @@ class RunDirectory:
             lines = self.events_path.read_bytes().splitlines(keepends=True)[:count]
             self.events = len(lines)
             write_bytes(self.events_path, b"".join(lines))
+
+
+def _read_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any], int]:
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata() or {}
+        text = metadata[_STATE_KEY]
+        header = json.loads(text)
+        events = int(header["events"])
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    if metadata[_DIGEST_KEY] != _digest(tensors, text):
+        raise ValueError("its digest is another")
+    return tensors, header, events
+
+
+def _digest(tensors: Mapping[str, Tensor], header: str) -> str:
+    sha = hashlib.sha256(header.encode())
+    for name in sorted(tensors):
+        value = tensors[name]
+        sha.update(f"{name}\0{value.dtype}\0{tuple(value.shape)}\0".encode())
+        sha.update(value.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return sha.hexdigest()
 
 
 def _own_copy(value: Tensor) -> Tensor:
@@ -208,7 +303,7 @@ def versions() -> dict[str, str]:
 
 def _own(name: str) -> bool:
     """Whether a run writes such a file before its configuration."""
-    return name == _LOG_NAME or (name.startswith(".") and name.endswith(".partial"))
+    return name in (_LOG_NAME, _LOCK_NAME) or (name.startswith(".") and name.endswith(".partial"))
 
 
 def _finite(value: Any) -> Any:

@@ -82,7 +82,7 @@ def train(config: TrainConfig, out: Path, progress: Progress | None = None) -> d
             augment=augment_for(config.data),
             flip=config.data.flip,
         )
-        logger = StepLogger(run, "train", 0)
+        logger = StepLogger(run.event, "train", 0)
 
         def checkpoint(position: Position) -> None:
             logger.flush()

@@ -20,10 +20,11 @@ from pbe_fast.adversary import PGD, Miner
 from pbe_fast.config import SgdConfig
 from pbe_fast.data.augment import Augment, View
 from pbe_fast.data.loader import ImageData
-from pbe_fast.data.order import epoch_order
+from pbe_fast.data.order import batches, epoch_order
 from pbe_fast.device import Device
 from pbe_fast.errors import ConfigError, DivergenceError
-from pbe_fast.progress import Clock, Progress
+from pbe_fast.parallel import Share
+from pbe_fast.progress import Clock, Progress, StoppedError
 
 __all__ = ["Position", "Stage", "Step", "fit"]
 
@@ -119,6 +120,8 @@ def fit(
     checkpoint: Callable[[Position], None],
     checkpoint_seconds: float,
     say: Callable[[str], None] | None = None,
+    share: Share | None = None,
+    stop: Callable[[], bool] | None = None,
 ) -> None:
     """Train ``model`` in place, from ``start`` to the end of the stage.
 
@@ -132,13 +135,17 @@ def fit(
         checkpoint: called between batches when ``checkpoint_seconds`` have passed.
         say: told how adversarial examples are mined.
         on_epoch: called after each epoch with the number of epochs done; may evaluate.
+        share: which of several ranks this is; they make each step together, with a model that
+            :func:`pbe_fast.parallel.share_batch_norm` was applied to.
+        stop: asked after each step; if it says so, a checkpoint is made and the work ends.
 
     Raises:
+        StoppedError: ``stop`` said so.
         ValueError: the stage has adversarial batches and there is no adversary.
         ConfigError: there are fewer than two images.
         DivergenceError: a weight is no finite number any more.
     """
-    start = start or Position()
+    start, share = start or Position(), share or Share()
     if len(ids) < 2:
         raise ConfigError(
             f"{stage.name}: {len(ids)} images to train on, and batch norm needs two. Give more "
@@ -153,6 +160,16 @@ def fit(
             optimizer.state[parameter]["momentum_buffer"] = start.momentum[name].to(parameter)
     miner = None if pgd is None else Miner(pgd, model, device, say=say)
     saved = time.monotonic()
+
+    def keep(epoch: int, batch: int) -> None:
+        nonlocal saved
+        stopping = stop is not None and stop()
+        if stopping or time.monotonic() - saved >= checkpoint_seconds:
+            checkpoint(Position(epoch, batch, _momentum(model, optimizer)))
+            saved = time.monotonic()
+        if stopping:
+            raise StoppedError
+
     progress.phase(
         stage.name,
         stage.epochs * len(ids),
@@ -166,14 +183,16 @@ def fit(
             view = View(data.size, stage.augment, stage.flip, seed, stream)
             model.train()
             began = time.perf_counter()
-            batches = data.read(order[first * stage.batch_size :], stage.batch_size, view)
-            for index, batch in enumerate(batches, start=first):
-                if len(batch.ids) < 2:  # batch norm needs two; a last batch of one teaches nothing
-                    progress.advance(len(batch.ids))
+            cut = batches(order, stage.batch_size)[first:]
+            read = data.read_batches([share.part(part) for part in cut], view)
+            for index, (whole, batch) in enumerate(zip(cut, read, strict=True), start=first):
+                images_seen = len(batch.ids) if share.world == 1 else len(whole)
+                if images_seen < 2:  # batch norm needs two; a last batch of one teaches nothing
+                    progress.advance(images_seen)
                     continue
                 labels = batch.labels.to(device.torch)
                 # Dropout draws from torch's own generator, which a new start would not have kept.
-                torch.manual_seed(_batch_seed(seed, stage.round, epoch, index))
+                torch.manual_seed(_batch_seed(seed, stage.round, epoch, index) + share.rank)
                 adversarial = stage.is_adversarial(epoch, index)
                 if adversarial:
                     if miner is None:
@@ -190,38 +209,38 @@ def fit(
                 )
                 with device.autocast():
                     logits = model(images)
-                loss = functional.cross_entropy(logits.float(), labels)
                 optimizer.zero_grad(set_to_none=True)
-                loss.backward()  # type: ignore[no-untyped-call]  # torch's stub
+                loss, correct = _backward(model, logits, labels, share)
                 optimizer.step()
                 ended = time.perf_counter()
                 kind = "finetune_adversarial" if adversarial else "finetune"
-                clock.add(kind, ended - began, len(batch.ids))
-                correct = (logits.detach().argmax(1) == labels).sum()
-                on_step(
-                    Step(
-                        epoch,
-                        index,
-                        adversarial,
-                        loss.detach(),
-                        correct,
-                        len(batch.ids),
-                        ended - began,
-                    )
-                )
-                progress.advance(len(batch.ids))
+                clock.add(kind, ended - began, images_seen)
+                step = (epoch, index, adversarial, loss, correct, images_seen, ended - began)
+                on_step(Step(*step))
+                progress.advance(images_seen)
                 began = time.perf_counter()
-                last = index + 1 == per_epoch
-                if not last and time.monotonic() - saved >= checkpoint_seconds:
-                    checkpoint(Position(epoch, index + 1, _momentum(model, optimizer)))
-                    saved = time.monotonic()
+                if index + 1 < per_epoch:
+                    keep(epoch, index + 1)
             model.eval()
             _require_finite(model, stage, epoch)
             on_epoch(epoch + 1)
-            if epoch + 1 < stage.epochs and time.monotonic() - saved >= checkpoint_seconds:
-                checkpoint(Position(epoch + 1, 0, _momentum(model, optimizer)))
-                saved = time.monotonic()
+            if epoch + 1 < stage.epochs:
+                keep(epoch + 1, 0)
     model.eval()
+
+
+def _backward(
+    model: nn.Module, logits: Tensor, labels: Tensor, share: Share
+) -> tuple[Tensor, Tensor]:
+    """Gradients of the mean loss over the whole batch; that loss, and how many are right."""
+    correct = (logits.detach().argmax(1) == labels).sum()
+    if share.world == 1:
+        loss = functional.cross_entropy(logits.float(), labels)
+        loss.backward()  # type: ignore[no-untyped-call]  # torch's stub
+        return loss.detach(), correct
+    loss = functional.cross_entropy(logits.float(), labels, reduction="sum")
+    loss.backward()  # type: ignore[no-untyped-call]  # torch's stub
+    return share.total(model.parameters(), loss, correct, len(labels))
 
 
 def _require_finite(model: nn.Module, stage: Stage, epoch: int) -> None:

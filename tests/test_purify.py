@@ -1,6 +1,7 @@
 """The purification job: stopping anywhere and going on ends in the same bytes."""
 
 import json
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,7 +18,15 @@ from pbe_fast import PurifyConfig, TrainConfig, load_config, load_model, poison,
 from pbe_fast.config import PoisonConfig
 from pbe_fast.data.shards import write_shards
 from pbe_fast.data.signs import sign_names, signs
-from pbe_fast.errors import CheckpointError, ConfigError, DivergenceError, RunDirectoryError
+from pbe_fast.errors import (
+    CheckpointError,
+    ConfigError,
+    DivergenceError,
+    RunDirectoryError,
+    ShardError,
+)
+from pbe_fast.progress import StoppedError
+from pbe_fast.run_directory import _digest
 
 CLASSES = 3
 RESULTS = ("purified.safetensors", "suspects.parquet")
@@ -57,7 +66,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
             classes=sign_names(CLASSES),
             shard_bytes=60_000,
         )
-    poison(root / "train", root / "bad", PoisonConfig(image_size=16, target=1))
+    poison(root / "train", root / "bad", PoisonConfig(image_size=16, target=1, shard_bytes=60_000))
     config = load_config(
         TrainConfig,
         None,
@@ -322,7 +331,9 @@ def _rewrite(out: Path, change: Callable[[dict[str, Any], dict[str, Any]], None]
         header = json.loads(file.metadata()["pbe_fast_state"])
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     change(tensors, header)
-    path.write_bytes(save(tensors, metadata={"pbe_fast_state": json.dumps(header)}))
+    text = json.dumps(header)
+    metadata = {"pbe_fast_state": text, "pbe_fast_sha256": _digest(tensors, text)}
+    path.write_bytes(save(tensors, metadata=metadata))
 
 
 def _nan(tensors: dict[str, Any], _header: dict[str, Any]) -> None:
@@ -352,6 +363,135 @@ def test_a_damaged_state_is_refused(world: Path, tmp_path: Path) -> None:
         _rewrite(tmp_path / "run", damage)  # type: ignore[arg-type]  # what it returns is dropped
         with pytest.raises(RunDirectoryError, match="saved state is damaged"):
             purify(config, tmp_path / "run")
+
+
+@pytest.mark.parametrize("damage", [b"", b"\0" * 100, None])
+def test_with_the_newest_state_damaged_the_one_before_it_is_taken_loudly(
+    world: Path, tmp_path: Path, undisturbed: Callable[[str], Path], damage: bytes | None
+) -> None:
+    out = tmp_path / "run"
+    config = _stopped(world, out)
+    newest = out / "state.safetensors"
+    content = newest.read_bytes()
+    flipped = content[:-5] + bytes([content[-5] ^ 1]) + content[-4:]  # a bit of a weight
+    newest.write_bytes(flipped if damage is None else damage)
+    told = Told()
+    purify(config, out, told)
+    assert any("WARNING" in line and "damaged" in line for line in told.lines)
+    for name in RESULTS:
+        assert (out / name).read_bytes() == (undisturbed("pbe") / name).read_bytes(), name
+
+
+class Told:
+    """A progress that keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def phase(self, name: str, total: int, done: int = 0) -> None:
+        pass
+
+    def advance(self, images: int) -> None:
+        pass
+
+    def say(self, text: str) -> None:
+        self.lines.append(text)
+
+
+def test_a_run_that_was_killed_between_the_two_renames_goes_on(
+    world: Path, tmp_path: Path, undisturbed: Callable[[str], Path]
+) -> None:
+    out = tmp_path / "run"
+    config = _stopped(world, out)
+    (out / "state.safetensors").rename(out / "state.previous.safetensors")
+    purify(config, out)
+    for name in RESULTS:
+        assert (out / name).read_bytes() == (undisturbed("pbe") / name).read_bytes(), name
+
+
+@pytest.mark.parametrize("polls", [1, 7, 30, 40])
+def test_a_run_that_is_told_to_stop_keeps_its_place_and_goes_on(
+    world: Path, tmp_path: Path, undisturbed: Callable[[str], Path], polls: int
+) -> None:
+    out, left = tmp_path / "run", [polls]
+    config = _config(world, "pbe", "checkpoint_seconds=3600")
+
+    def stop() -> bool:
+        left[0] -= 1
+        return left[0] <= 0
+
+    with pytest.raises(StoppedError):
+        purify(config, out, stop=stop)
+    purify(config, out)
+    for name in RESULTS:
+        assert (out / name).read_bytes() == (undisturbed("pbe") / name).read_bytes(), name
+
+
+def test_scores_that_are_there_are_not_made_again(world: Path, tmp_path: Path) -> None:
+    out, config = tmp_path / "run", _config(world, "pbe")
+    with pytest.raises(Stop):
+        purify(config, out, StopAfter(60, "score 1"))
+    made = sorted((out / "scores" / "round-1").iterdir())
+    assert made
+    seen: list[int] = []
+
+    class Counting(Told):
+        def phase(self, name: str, total: int, done: int = 0) -> None:
+            if name == "score 1":
+                seen.append(done)
+
+    purify(config, out, Counting())
+    assert seen[0] > 0
+    assert not (out / "scores").exists()
+
+
+def test_a_shard_that_changes_between_the_rounds_is_noticed(world: Path, tmp_path: Path) -> None:
+    bad = tmp_path / "bad"
+    shutil.copytree(world / "bad", bad)
+    values = _config(world, "pbe").model_dump()
+    values["data"] |= {"train": bad, "truth": None}
+    shard = sorted(bad.glob("*.tar"))[-1]
+
+    class Changing(Told):
+        def phase(self, name: str, total: int, done: int = 0) -> None:
+            if name == "score 1":
+                content = bytearray(shard.read_bytes())
+                content[-2000] ^= 1
+                shard.write_bytes(content)
+
+    with pytest.raises(ShardError, match=rf"{shard.name}.*has changed"):
+        purify(PurifyConfig.model_validate(values), tmp_path / "run", Changing())
+
+
+def test_other_versions_are_refused_unless_accepted(world: Path, tmp_path: Path) -> None:
+    config = _stopped(world, tmp_path / "run")
+    _rewrite(tmp_path / "run", lambda tensors, header: header["code"].update(torch="1.0"))
+    with pytest.raises(RunDirectoryError, match=r"torch was 1\.0, now .*--accept-changes"):
+        purify(config, tmp_path / "run")
+    purify(config, tmp_path / "run", accept_changes=True)
+
+
+def test_another_configuration_can_be_accepted(world: Path, tmp_path: Path) -> None:
+    _stopped(world, tmp_path / "run")
+    config = _config(world, "pbe", "pbe.lr=0.02")
+    with pytest.raises(RunDirectoryError, match=r"pbe\.lr was 0\.01, now 0\.02.*--accept-changes"):
+        purify(config, tmp_path / "run")
+    purify(config, tmp_path / "run", accept_changes=True)
+    assert "lr: 0.02" in (tmp_path / "run" / "config.yaml").read_text()
+    assert "changed configuration accepted" in (tmp_path / "run" / "log.txt").read_text()
+
+
+def test_two_runs_in_one_directory_are_refused(world: Path, tmp_path: Path) -> None:
+    config = _config(world, "pbe")
+
+    class Second(Told):
+        def phase(self, name: str, total: int, done: int = 0) -> None:
+            with pytest.raises(RunDirectoryError, match=rf"process {os.getpid()} on .* since 20"):
+                purify(config, tmp_path / "run")
+            raise Stop
+
+    with pytest.raises(Stop):
+        purify(config, tmp_path / "run", Second())
 
 
 def test_a_run_does_not_go_on_with_other_data(world: Path, tmp_path: Path) -> None:

@@ -4,6 +4,8 @@ Mu et al., CVPR 2023, section 4.2: the infected and the current model agree on c
 disagree on poisoned ones, so images are ranked by the cosine of the two models' logits.
 """
 
+from collections.abc import Callable, Iterator, Sequence
+
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -13,55 +15,66 @@ from kernels import agreement
 from pbe_fast.data.loader import ImageData
 from pbe_fast.device import Device
 from pbe_fast.errors import DivergenceError
-from pbe_fast.progress import Progress
 
-__all__ = ["score", "select_top"]
+__all__ = ["score_shards", "select_top"]
 
 Ids = npt.NDArray[np.int64]
 Scores = npt.NDArray[np.float32]
 
 
-def score(
+def score_shards(
     infected: nn.Module,
     current: nn.Module,
     data: ImageData,
     device: Device,
+    shards: Sequence[int],
     *,
     batch_size: int,
-    phase: str,
-    progress: Progress,
-) -> Scores:
-    """The agreement of two models on every image, without augmentation.
+    advance: Callable[[int], None],
+) -> Iterator[tuple[int, Scores]]:
+    """The agreement of two models on every image of some shards, without augmentation.
+
+    No batch crosses the end of a shard, so that a shard's scores do not depend on who scores it
+    nor on what else is scored.
+
+    Args:
+        shards: indices into ``data.manifest.shards``.
+        advance: told how many more images are done.
+
+    Yields:
+        a shard and its scores, ``(samples,)`` float32 in [-1, 1], high for clean; NaN where an
+        image is undecodable.
 
     Raises:
         DivergenceError: a model's logits are not finite.
-
-    Returns:
-        ``(len(data.manifest),)`` float32 in [-1, 1], high for clean; NaN where an image is
-        undecodable.
+        ShardError: a shard is no longer what the manifest says.
     """
-    scores = np.full(len(data.manifest), np.nan, np.float32)
-    progress.phase(phase, len(scores))
+    manifest = data.manifest
+    bounds = np.searchsorted(manifest.shard_index, np.arange(len(manifest.shards) + 1))
     infected.eval()
     current.eval()
-    with torch.inference_mode():
-        for batch in data.read(data.ids, batch_size):
+    for shard in shards:
+        data.require_unchanged(shard)
+        first = int(bounds[shard])
+        ids = np.arange(first, bounds[shard + 1], dtype=np.int64)
+        scores = np.full(len(ids), np.nan, np.float32)
+        for batch in data.read(ids, batch_size):
             if not len(batch.ids):  # all undecodable; some models cannot take an empty batch
                 continue
             images = device.images(batch.images)
-            with device.autocast():
-                first, second = infected(images), current(images)
-            cosine, _, _ = agreement(first, second, batch.labels.to(device.torch))
+            with torch.inference_mode(), device.autocast():
+                first_logits, second_logits = infected(images), current(images)
+            cosine, _, _ = agreement(first_logits, second_logits, batch.labels.to(device.torch))
             found = cosine.cpu().numpy()
             if np.isnan(found).any():
-                where = data.manifest.describe(int(batch.ids[int(np.isnan(found).argmax())]))
+                where = manifest.describe(int(batch.ids[int(np.isnan(found).argmax())]))
                 raise DivergenceError(
                     f"{where}: a model's logits are not finite, so the image cannot be scored. "
                     "Check the model, or lower the learning rate."
                 )
-            scores[batch.ids.numpy()] = found
-            progress.advance(len(batch.ids))
-    return scores
+            scores[batch.ids.numpy() - first] = found
+            advance(len(batch.ids))
+        yield shard, scores
 
 
 def select_top(scores: Scores, share: float) -> Ids:

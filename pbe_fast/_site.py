@@ -1,0 +1,168 @@
+"""Where arithmetic happens: the models and the data of one process, and units of work on them.
+
+The same object works in this process and in each process of a fleet.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pbe_fast._jobs import StepLogger, Tester
+from pbe_fast.config import PurifyConfig
+from pbe_fast.data.loader import ImageData
+from pbe_fast.device import Device
+from pbe_fast.erase import Place, make_pgd, score_shards
+from pbe_fast.erase.identify import Scores
+from pbe_fast.errors import ConfigError
+from pbe_fast.evaluate import Counts, count
+from pbe_fast.models import Classifier
+from pbe_fast.parallel import Share
+from pbe_fast.progress import Clock, Progress
+from pbe_fast.training import Position, Stage, fit
+
+__all__ = ["Hooks", "Sets", "Site"]
+
+Ids = npt.NDArray[np.int64]
+Truth = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Sets:
+    """The opened data: the set that is scored, the clean one, and which samples are poisoned."""
+
+    train: ImageData | None
+    clean: ImageData | None
+    truth: Truth | None
+
+    @property
+    def some(self) -> ImageData:
+        """Either of them."""
+        data = self.train or self.clean
+        if data is None:
+            raise ConfigError("neither data.train nor data.clean is given.")
+        return data
+
+
+@dataclass(frozen=True)
+class Hooks:
+    """What fine-tuning tells while it runs.
+
+    Attributes:
+        event: a line for ``metrics.jsonl``.
+        checkpoint: a place to go on from; the current weights belong to it.
+        say: a line for the log.
+        stop: whether to stop now.
+    """
+
+    event: Callable[[Mapping[str, object]], None]
+    checkpoint: Callable[[Position], None]
+    say: Callable[[str], None]
+    stop: Callable[[], bool]
+
+
+@dataclass(frozen=True)
+class Site:
+    """One process' models, data and device.
+
+    Attributes:
+        infected: the model as it was given; compared with, never changed.
+        model: the current weights.
+    """
+
+    config: PurifyConfig
+    sets: Sets
+    infected: Classifier
+    model: Classifier
+    tester: Tester
+    device: Device
+
+    @property
+    def data(self) -> ImageData:
+        """What is fine-tuned on."""
+        data = self.sets.clean if self.config.method == "aft" else self.sets.train
+        return data or self.sets.some
+
+    def finetune(
+        self,
+        stage: Stage,
+        place: Place,
+        hooks: Hooks,
+        *,
+        progress: Progress,
+        clock: Clock,
+        share: Share | None = None,
+    ) -> None:
+        """Train the current weights on ``place.subset``, from its position to the stage's end."""
+        logger = StepLogger(hooks.event, stage.name, stage.round)
+
+        def checkpoint(position: Position) -> None:
+            logger.flush()
+            hooks.checkpoint(position)
+
+        def on_epoch(epochs: int) -> None:
+            logger.flush()
+            if epochs < stage.epochs and epochs % max(1, stage.epochs // 5):
+                return  # the curve needs no more than about five points a round
+            if share is None or share.rank == 0:
+                self._curve_point(stage, epochs, hooks)
+            images = len(place.subset)
+            progress.phase(stage.name, stage.epochs * images, epochs * images)
+
+        fit(
+            self.model,
+            self.data,
+            place.subset,
+            stage,
+            self.device,
+            pgd=make_pgd(self.config.adversary),
+            seed=self.config.seed,
+            start=place.position,
+            progress=progress,
+            clock=clock,
+            on_step=logger,
+            on_epoch=on_epoch,
+            checkpoint=checkpoint,
+            checkpoint_seconds=self.config.checkpoint_seconds,
+            say=hooks.say,
+            share=share,
+            stop=hooks.stop,
+        )
+
+    def _curve_point(self, stage: Stage, epochs: int, hooks: Hooks) -> None:
+        result = self.tester.sample(self.model, self.device)
+        if result is not None:
+            line: dict[str, Any] = {"event": "evaluation", "round": stage.round, "epoch": epochs}
+            hooks.event({**line, **result.as_dict()})
+
+    def score(
+        self, shards: Sequence[int], advance: Callable[[int], None]
+    ) -> Iterator[tuple[int, Scores]]:
+        """See :func:`pbe_fast.erase.score_shards`."""
+        if self.sets.train is None:
+            raise ValueError("there is no training set to score")
+        return score_shards(
+            self.infected,
+            self.model,
+            self.sets.train,
+            self.device,
+            shards,
+            batch_size=self.config.eval_batch_size,
+            advance=advance,
+        )
+
+    def count(self, current: bool, ids: Ids, advance: Callable[[int], None]) -> Counts:
+        """ACC and ASR of the current or the infected model on some test images."""
+        if self.tester.data is None:
+            raise ValueError("there are no test images")
+        return count(
+            self.model if current else self.infected,
+            self.tester.data,
+            self.device,
+            ids,
+            attack=self.tester.attack,
+            batch_size=self.config.eval_batch_size,
+            advance=advance,
+        )
