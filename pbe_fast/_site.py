@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pbe_fast._jobs import StepLogger, Tester
+from pbe_fast._jobs import StepLogger, Tester, open_data
 from pbe_fast.config import PurifyConfig
-from pbe_fast.data.loader import ImageData
+from pbe_fast.data.loader import ImageData, Quarantine
 from pbe_fast.device import Device
 from pbe_fast.erase import Place, make_pgd, score_shards
 from pbe_fast.erase.identify import Scores
@@ -22,8 +22,9 @@ from pbe_fast.models import Classifier
 from pbe_fast.parallel import Share
 from pbe_fast.progress import Clock, Progress
 from pbe_fast.training import Position, Stage, fit
+from pbe_fast.triggers.poisoning import load_truth
 
-__all__ = ["Hooks", "Sets", "Site"]
+__all__ = ["Hooks", "Sets", "Site", "open_sets"]
 
 Ids = npt.NDArray[np.int64]
 Truth = npt.NDArray[np.bool_]
@@ -44,6 +45,20 @@ class Sets:
         if data is None:
             raise ConfigError("neither data.train nor data.clean is given.")
         return data
+
+
+def open_sets(config: PurifyConfig, quarantine: Quarantine) -> Sets:
+    """Open what the configuration names."""
+    data = config.data
+    train = open_data(data.train, data, quarantine) if data.train else None
+    clean = open_data(data.clean, data, quarantine) if data.clean else None
+    truth = load_truth(data.truth, train.manifest) if data.truth and train else None
+    if train and clean and train.manifest.num_classes != clean.manifest.num_classes:
+        raise ConfigError(
+            f"{data.train} has {train.manifest.num_classes} classes, {data.clean} "
+            f"{clean.manifest.num_classes}. Convert both with the same classes (--classes-from)."
+        )
+    return Sets(train, clean, truth)
 
 
 @dataclass(frozen=True)

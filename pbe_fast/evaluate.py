@@ -7,11 +7,12 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from pbe_fast.data.loader import ImageData
+from pbe_fast.data.loader import Batch, ImageData
 from pbe_fast.device import Device
 from pbe_fast.errors import TriggerError
+from pbe_fast.memory import in_parts
 from pbe_fast.progress import Progress, Silent
 from pbe_fast.triggers.base import Attack, planted_input
 
@@ -135,19 +136,25 @@ def count(
         for batch in data.read(ids, batch_size):
             if not len(batch.ids):  # all undecodable; some models cannot take an empty batch
                 continue
-            images = batch.images.to(device.torch, non_blocking=True)
             labels = batch.labels.to(device.torch)
-            with device.autocast():
-                predicted = model(device.images(images)).argmax(1)
-            correct = correct + (predicted == labels).sum()
-            if attack is not None and content is not None:
-                wanted = attack.labels(labels)
-                counts = wanted != labels
+
+            def predicted(part: slice, batch: Batch = batch) -> Tensor:
+                images = batch.images[part].to(device.torch, non_blocking=True)
+                with device.autocast():
+                    clean: Tensor = model(device.images(images)).argmax(1)
+                if content is None:
+                    return clean[:, None]
                 triggered = planted_input(content, images)
                 triggered = triggered.contiguous(memory_format=device.memory_format)
                 with device.autocast():
-                    predicted = model(triggered).argmax(1)
-                hit = hit + ((predicted == wanted) & counts).sum()
+                    return torch.stack([clean, model(triggered).argmax(1)], 1)
+
+            found = in_parts(len(labels), predicted)
+            correct = correct + (found[:, 0] == labels).sum()
+            if attack is not None:
+                wanted = attack.labels(labels)
+                counts = wanted != labels
+                hit = hit + ((found[:, 1] == wanted) & counts).sum()
                 exposed = exposed + counts.sum()
             seen += len(labels)
             advance(len(labels))

@@ -13,11 +13,10 @@ from pbe_fast._jobs import (
     finished_before,
     log_file,
     model_spec,
-    open_data,
     run_facts,
     settle_device,
 )
-from pbe_fast._site import Sets, Site
+from pbe_fast._site import Sets, Site, open_sets
 from pbe_fast._worker import SCORES_NAME, Executor, InProcess, RunWorker
 from pbe_fast.config import PurifyConfig
 from pbe_fast.data.loader import Quarantine
@@ -29,7 +28,6 @@ from pbe_fast.progress import Progress, Silent
 from pbe_fast.report import write_report
 from pbe_fast.run_directory import RunDirectory
 from pbe_fast.suspects import SUSPECTS_NAME, suspect_metrics, write_suspects
-from pbe_fast.triggers.poisoning import load_truth
 
 __all__ = ["PURIFIED_NAME", "SUSPECTS_NAME", "Fleet", "purify"]
 
@@ -82,7 +80,7 @@ def purify(
         if run.changes:
             log.warning("changed configuration accepted: %s", "; ".join(run.changes))
         quarantine = Quarantine(out / "quarantine.jsonl", config.data.quarantine_budget)
-        sets = _open_sets(config, quarantine)
+        sets = open_sets(config, quarantine)
         infected, model = _load_twice(config, sets)
         tester = Tester(config, quarantine, infected.spec.num_classes, progress)
         state = run.load_state(progress.say)
@@ -162,19 +160,6 @@ def _rounds(config: PurifyConfig) -> list[Round]:
     if config.method == "aft":
         return [Round(aft_stage(config.aft, augment, config.data.flip), None)]
     return pbe_rounds(config.pbe, augment, config.data.flip)
-
-
-def _open_sets(config: PurifyConfig, quarantine: Quarantine) -> Sets:
-    data = config.data
-    train = open_data(data.train, data, quarantine) if data.train else None
-    clean = open_data(data.clean, data, quarantine) if data.clean else None
-    truth = load_truth(data.truth, train.manifest) if data.truth and train else None
-    if train and clean and train.manifest.num_classes != clean.manifest.num_classes:
-        raise ConfigError(
-            f"{data.train} has {train.manifest.num_classes} classes, {data.clean} "
-            f"{clean.manifest.num_classes}. Convert both with the same classes (--classes-from)."
-        )
-    return Sets(train, clean, truth)
 
 
 def _load_twice(config: PurifyConfig, sets: Sets) -> tuple[Classifier, Classifier]:

@@ -19,10 +19,11 @@ from torch.nn import functional
 from pbe_fast.adversary import PGD, Miner
 from pbe_fast.config import SgdConfig
 from pbe_fast.data.augment import Augment, View
-from pbe_fast.data.loader import ImageData
+from pbe_fast.data.loader import Batch, ImageData
 from pbe_fast.data.order import batches, epoch_order
 from pbe_fast.device import Device
 from pbe_fast.errors import ConfigError, DivergenceError
+from pbe_fast.memory import in_parts
 from pbe_fast.parallel import Share
 from pbe_fast.progress import Clock, Progress, StoppedError
 
@@ -201,7 +202,7 @@ def fit(
                         )
                     # The random start depends on the sample, the epoch and the round.
                     attack_seed = _batch_seed(seed, stage.round, epoch, _START)
-                    images = miner(batch.images, labels, ids=batch.ids, seed=attack_seed)
+                    images = _mined(miner, batch, labels, attack_seed)
                 else:
                     images = device.images(batch.images)
                 optimizer.param_groups[0]["lr"] = stage.lr_at(
@@ -227,6 +228,13 @@ def fit(
             if epoch + 1 < stage.epochs:
                 keep(epoch + 1, 0)
     model.eval()
+
+
+def _mined(miner: Miner, batch: Batch, labels: Tensor, seed: int) -> Tensor:
+    def work(part: slice) -> Tensor:
+        return miner(batch.images[part], labels[part], ids=batch.ids[part], seed=seed)
+
+    return in_parts(len(labels), work)
 
 
 def _backward(

@@ -5,8 +5,11 @@ what is wrong and what to do.
 """
 
 import json
+import os
+import signal
 import sys
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
@@ -23,7 +26,8 @@ from pbe_fast.data import ImageData, Manifest
 from pbe_fast.device import choose_device
 from pbe_fast.errors import ConfigError, PbeError
 from pbe_fast.models import ModelSpec, load_model
-from pbe_fast.purify import PURIFIED_NAME, SUSPECTS_NAME, purify
+from pbe_fast.progress import StoppedError
+from pbe_fast.purify import PURIFIED_NAME, SUSPECTS_NAME, Fleet, purify
 from pbe_fast.report import write_report
 from pbe_fast.run_directory import versions
 from pbe_fast.train import MODEL_NAME, train
@@ -37,6 +41,8 @@ from pipelines._console import (
     progress_bars,
     result_table,
 )
+from pipelines._guard import need_ray
+from pipelines._submit_command import submit_command
 from pipelines.demo import run_demo
 
 __all__ = ["app", "main"]
@@ -48,6 +54,7 @@ app = typer.Typer(
     pretty_exceptions_show_locals=False,
 )
 app.add_typer(shards.app, name="shards")
+app.command(name="submit", context_settings={"allow_interspersed_args": False})(submit_command)
 
 Config = Annotated[
     Path | None, typer.Option("--config", metavar="FILE", help="YAML with any of the keys.")
@@ -259,12 +266,42 @@ def purify_command(
     settings: Settings = None,
     device: Device = None,
     seed: Seed = None,
+    ray: Annotated[
+        str | None,
+        typer.Option(
+            "--ray",
+            metavar="ADDRESS",
+            help="Work on a Ray cluster: HOST:PORT, 'auto' for the one that this machine is part "
+            "of, 'local' for one of its own.",
+        ),
+    ] = None,
+    workers: Annotated[int, typer.Option(min=1, help="Processes on the cluster.")] = 1,
+    gpus_per_worker: Annotated[
+        float | None, typer.Option(min=0, help="May be a fraction. [default: 1 on CUDA]")
+    ] = None,
+    cpus_per_worker: Annotated[
+        int | None, typer.Option(min=1, help="Also its threads. [default: CPUs / workers]")
+    ] = None,
+    worker_timeout: Annotated[
+        float, typer.Option(min=1, help="Seconds after which a silent worker is given up.")
+    ] = 600.0,
+    insecure: Annotated[
+        bool, typer.Option("--insecure", help="Use a cluster that others reach without a token.")
+    ] = False,
+    accept_changes: Annotated[
+        bool,
+        typer.Option("--accept-changes", help="Go on with another configuration or version."),
+    ] = False,
 ) -> None:
     """Erase a backdoor: a purified model, and the training images under suspicion.
 
     The model's architecture is read from a file that 'pbe-fast train' wrote;
     for any other file give --model. With --clean the method is AFT, without
     it PBE.
+
+    With --ray the work is spread over the workers of a cluster; every machine
+    of it must see the shards and --out under the same paths. On SIGTERM the
+    state is kept, as on Ctrl-C; the same command goes on.
 
     \b
     Examples:
@@ -273,6 +310,9 @@ def purify_command(
       pbe-fast purify resnet50.pth --model torchvision:resnet50 \\
         --image-size 224 --clean shards/clean --data shards/train \\
         --test shards/val --out runs/pure
+      pbe-fast purify resnet50.pth --model torchvision:resnet50 \\
+        --image-size 224 --data shards/train --out runs/pure \\
+        --ray auto --workers 8
     """
     options = load_config(
         PurifyConfig,
@@ -294,8 +334,16 @@ def purify_command(
         },
     )
     console = Console()
-    with _working(console, _GOES_ON) as progress:
-        metrics = purify(options, out, progress)
+    with (
+        _working(console, _GOES_ON) as progress,
+        _fleet(
+            ray, workers, gpus_per_worker, cpus_per_worker, worker_timeout, insecure, options
+        ) as fleet,
+        _told_to_stop() as stop,
+    ):
+        metrics = purify(
+            options, out, progress, fleet=fleet, stop=stop, accept_changes=accept_changes
+        )
     if "purified" in metrics:
         rows = {
             "infected": metrics["infected"],
@@ -379,6 +427,56 @@ def report(
     _say(Console(), f"Report: {write_report(run)}")
 
 
+@contextmanager
+def _fleet(
+    address: str | None,
+    workers: int,
+    gpus: float | None,
+    cpus: int | None,
+    timeout: float,
+    insecure: bool,
+    options: PurifyConfig,
+) -> Iterator[Fleet | None]:
+    """The fleet that the options ask for; None to work in this process."""
+    if address is None:
+        if workers != 1 or gpus is not None or cpus is not None:
+            raise ConfigError("--workers and what belongs to it need --ray: give --ray local.")
+        yield None
+        return
+    need_ray()
+    from pipelines.fleet import FleetOptions, connected
+
+    if gpus is None:
+        cuda = options.device.startswith("cuda") or torch.cuda.is_available()
+        gpus = 1.0 if cuda and options.device != "cpu" else 0.0
+    fleet = FleetOptions(
+        address=None if address == "local" else address,
+        workers=workers,
+        gpus=gpus,
+        cpus=cpus or max(1, (os.cpu_count() or 1) // workers),
+        timeout=timeout,
+        insecure=insecure,
+    )
+    with connected(fleet) as found:
+        yield found
+
+
+@contextmanager
+def _told_to_stop() -> Iterator[Callable[[], bool]]:
+    """Whether SIGTERM has come; a second one ends the process at once."""
+    told = threading.Event()
+
+    def handle(number: int, frame: object) -> None:
+        told.set()
+        signal.signal(signal.SIGTERM, before)
+
+    before = signal.signal(signal.SIGTERM, handle)
+    try:
+        yield told.is_set
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def _say(console: Console, text: str) -> None:
     console.print(Text(printable(text)), soft_wrap=True)
 
@@ -389,7 +487,7 @@ def _working(console: Console, if_stopped: str) -> Iterator[ConsoleProgress]:
     try:
         with progress_bars(console) as progress:
             yield progress
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, StoppedError):
         raise _StoppedError(f"Stopped. {if_stopped}".rstrip()) from None
 
 

@@ -9,12 +9,13 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from kernels import agreement
-from pbe_fast.data.loader import ImageData
+from pbe_fast.data.loader import Batch, ImageData
 from pbe_fast.device import Device
 from pbe_fast.errors import DivergenceError
+from pbe_fast.memory import in_parts
 
 __all__ = ["score_shards", "select_top"]
 
@@ -61,11 +62,7 @@ def score_shards(
         for batch in data.read(ids, batch_size):
             if not len(batch.ids):  # all undecodable; some models cannot take an empty batch
                 continue
-            images = device.images(batch.images)
-            with torch.inference_mode(), device.autocast():
-                first_logits, second_logits = infected(images), current(images)
-            cosine, _, _ = agreement(first_logits, second_logits, batch.labels.to(device.torch))
-            found = cosine.cpu().numpy()
+            found = _cosines(infected, current, device, batch)
             if np.isnan(found).any():
                 where = manifest.describe(int(batch.ids[int(np.isnan(found).argmax())]))
                 raise DivergenceError(
@@ -75,6 +72,17 @@ def score_shards(
             scores[batch.ids.numpy() - first] = found
             advance(len(batch.ids))
         yield shard, scores
+
+
+def _cosines(infected: nn.Module, current: nn.Module, device: Device, batch: Batch) -> Scores:
+    def work(part: slice) -> Tensor:
+        images = device.images(batch.images[part])
+        with torch.inference_mode(), device.autocast():
+            first, second = infected(images), current(images)
+            return agreement(first, second, batch.labels[part].to(device.torch))[0]
+
+    found: Scores = in_parts(len(batch.ids), work).cpu().numpy()
+    return found
 
 
 def select_top(scores: Scores, share: float) -> Ids:

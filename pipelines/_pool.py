@@ -1,0 +1,167 @@
+"""Units of work on a pool of actors: given out one by one, and again when a worker is lost."""
+
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar
+
+import ray
+from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
+
+from pbe_fast.errors import PbeError
+from pbe_fast.progress import StoppedError
+from pipelines._fleet_options import FleetError, FleetOptions
+
+__all__ = ["Pool"]
+
+U = TypeVar("U")
+_POLL_SECONDS = 0.5
+
+
+@dataclass
+class _Slot:
+    """A place for a worker; ``unit`` is None while it starts or waits."""
+
+    actor: Any
+    ref: Any
+    since: float = field(default_factory=time.monotonic)
+    unit: Any = None
+    started: bool = False
+
+
+class Pool(Generic[U]):
+    """Actors that are all alike.
+
+    Args:
+        make: starts one; it has a method ``ready`` that returns when it is.
+        options: how many, how long to wait, how often to try.
+        say: told of lost workers.
+    """
+
+    def __init__(
+        self, make: Callable[[], Any], options: FleetOptions, say: Callable[[str], None]
+    ) -> None:
+        self._make, self._options, self._say = make, options, say
+        self._slots = [self._slot() for _ in range(options.workers)]
+
+    def run(
+        self,
+        units: Sequence[U],
+        call: Callable[[Any, U], Any],
+        done: Callable[[U, Any, int], None],
+        stop: Callable[[], bool],
+    ) -> None:
+        """Have every unit done at least once.
+
+        Args:
+            call: starts a unit on an actor and returns the reference of its result.
+            done: receives a unit, its result, and which worker did it; called once a unit.
+            stop: whether to give out no more and end.
+
+        Raises:
+            FleetError: a unit failed too often, or no worker can be started.
+            StoppedError: ``stop`` said so.
+            PbeError: a mistake in what was given, found by a worker.
+        """
+        waiting, failures = deque(units), Counter[int]()
+        position = {id(unit): index for index, unit in enumerate(units)}
+        left = len(units)
+        while left:
+            if stop():
+                raise StoppedError
+            for slot in self._slots:
+                if slot.started and slot.unit is None and waiting:
+                    slot.unit = waiting.popleft()
+                    slot.ref, slot.since = call(slot.actor, slot.unit), time.monotonic()
+            busy = {
+                s.ref: i for i, s in enumerate(self._slots) if s.unit is not None or not s.started
+            }
+            finished, _ = ray.wait(list(busy), num_returns=1, timeout=_POLL_SECONDS)
+            for ref in finished:
+                index = busy[ref]
+                slot = self._slots[index]
+                try:
+                    result = ray.get(ref)
+                except RayTaskError as error:
+                    raise _mistake(error) from error
+                except RayError as error:
+                    self._lost(index, waiting, failures, position, str(error).partition("\n")[0])
+                    continue
+                unit, slot.unit, slot.since = slot.unit, None, time.monotonic()
+                if not slot.started:
+                    slot.started = True
+                    continue
+                done(unit, result, index)
+                left -= 1
+            self._give_up_silent(waiting, failures, position)
+
+    def _give_up_silent(
+        self, waiting: deque[U], failures: Counter[int], position: dict[int, int]
+    ) -> None:
+        """Replace workers that have not answered for too long; complain if nobody ever starts."""
+        limit = self._options.timeout
+        for index, slot in enumerate(self._slots):
+            silent = time.monotonic() - slot.since
+            if slot.unit is not None and silent > limit:
+                ray.kill(slot.actor)
+                self._lost(index, waiting, failures, position, f"no answer for {limit:.0f} s")
+        if not any(slot.started for slot in self._slots) and all(
+            time.monotonic() - slot.since > limit for slot in self._slots
+        ):
+            free = ray.available_resources()  # type: ignore[no-untyped-call]  # Ray's stub
+            raise FleetError(
+                f"no worker could be started within {limit:.0f} s. Each needs "
+                f"{_list(self._options.resources)}; the cluster has free: "
+                f"{_list(free)}. Give it less with --cpus-per-worker, "
+                "--gpus-per-worker or --workers, or add machines."
+            )
+
+    def _lost(
+        self,
+        index: int,
+        waiting: deque[U],
+        failures: Counter[int],
+        position: dict[int, int],
+        why: str,
+    ) -> None:
+        slot = self._slots[index]
+        if slot.unit is None:
+            failures[-1] += 1  # it died while it started
+            if failures[-1] > self._options.retries * self._options.workers:
+                raise FleetError(f"workers fail while they start, again and again: {why}")
+        else:
+            number = position[id(slot.unit)]
+            failures[number] += 1
+            if failures[number] > self._options.retries:
+                raise FleetError(
+                    f"{slot.unit}: the worker was lost {failures[number]} times over it: {why}"
+                )
+            waiting.appendleft(slot.unit)
+        self._say(f"worker {index} was lost ({why}); another one is started")
+        self._slots[index] = self._slot()
+
+    def _slot(self) -> _Slot:
+        actor = self._make()
+        return _Slot(actor, actor.ready.remote())
+
+    def close(self) -> None:
+        """End all workers, and wait until they have given back what they held."""
+        for slot in self._slots:
+            ray.kill(slot.actor)
+        for slot in self._slots:
+            try:  # a killed actor answers with an error, once it is dead
+                ray.get(slot.actor.ready.remote(), timeout=10)
+            except (RayActorError, GetTimeoutError):
+                continue
+
+
+def _mistake(error: RayTaskError) -> BaseException:
+    """What a worker raised: as it is where it is for people, else with its remote traceback."""
+    cause = error.cause
+    return cause if isinstance(cause, PbeError | OSError) else error
+
+
+def _list(resources: dict[str, float]) -> str:
+    shown = {name: value for name, value in resources.items() if name in ("CPU", "GPU")}
+    return ", ".join(f"{value:g} {name}" for name, value in shown.items()) or "nothing"

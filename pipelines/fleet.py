@@ -1,0 +1,259 @@
+"""A purification's arithmetic on a Ray cluster.
+
+The driver, in :mod:`pbe_fast.purify`, is the one that also runs in a single process. Here a unit of
+work goes to the cluster: fine-tuning to ranks that make every step together, scoring and measuring
+to a pool of actors, a shard or a piece of the test set at a time.
+"""
+
+import logging
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import ray
+import torch
+from torch import Tensor, nn
+
+from pbe_fast._site import Hooks, Site
+from pbe_fast.device import Device, choose_device
+from pbe_fast.erase import Place, ScoreFiles
+from pbe_fast.evaluate import Counts
+from pbe_fast.models import Classifier, ModelSpec, create_model
+from pbe_fast.progress import Clock, Progress
+from pbe_fast.run_directory import RunDirectory
+from pbe_fast.training import Stage
+from pipelines._blueprint import Blueprint, Damage, noted, report_damage, weights_of
+from pipelines._fleet_options import FleetError, FleetOptions, WorkersLostError
+from pipelines._guard import guard_address, start_local
+from pipelines._pool import Pool
+from pipelines._ranks import Ears, Start, finetune_on_ranks
+
+__all__ = ["Fleet", "FleetError", "FleetOptions", "connected"]
+
+Ids = npt.NDArray[np.int64]
+
+
+class Fleet:
+    """See :class:`pbe_fast.purify.Fleet`; needs a connection to Ray (:func:`connected`)."""
+
+    def __init__(self, options: FleetOptions) -> None:
+        self.options = options
+
+    def choose_device(
+        self, name: str, precision: Any, model: nn.Module, *rest: Any, **more: Any
+    ) -> Device:
+        """As :func:`pbe_fast.device.choose_device`, measured on one of the workers."""
+        assert isinstance(model, Classifier)
+        if name == "auto":
+            name = "cuda" if self.options.gpus else "cpu"
+        say = more.pop("say", None)
+        layout = more.get("layout", "auto")
+        if precision != "auto" and layout != "auto":  # nothing to measure
+            return Device(torch.device(name), precision, layout)
+        options = {"num_cpus": self.options.cpus, "num_gpus": self.options.gpus, "max_retries": 3}
+        look = ray.remote(_look).options(**options)
+        device, lines = ray.get(
+            look.remote(
+                self.options.cpus, model.spec, weights_of(model), name, precision, rest, more
+            )
+        )
+        for line in lines if say is not None else ():
+            say(line)
+        return device
+
+    @contextmanager
+    def executor(self, site: Site, run: RunDirectory) -> Iterator["FleetExecutor"]:
+        """See :class:`pbe_fast.purify.Fleet`."""
+        executor = FleetExecutor(site, run, self.options)
+        try:
+            yield executor
+        finally:
+            executor.close()
+
+
+def _look(
+    threads: int, spec: ModelSpec, weights: Mapping[str, Tensor], name: str, precision: Any,
+    rest: Sequence[Any], more: Mapping[str, Any],
+) -> tuple[Device, list[str]]:  # fmt: skip
+    torch.set_num_threads(threads)
+    lines: list[str] = []
+    model = create_model(spec)
+    model.load_state_dict(weights)
+    return choose_device(name, precision, model, *rest, say=lines.append, **more), lines
+
+
+class _Scorer:
+    """An actor that holds both models, and scores and measures."""
+
+    def __init__(self, blueprint: Blueprint) -> None:
+        self.site = blueprint.build()
+        self.version = -1
+
+    def ready(self) -> bool:
+        return True
+
+    def score(
+        self, files: ScoreFiles, shard: int, version: int, weights: Sequence[Any]
+    ) -> tuple[int, Damage]:
+        self._take(version, weights)
+        manifest = self.site.sets.some.manifest
+        for index, scores in self.site.score([shard], lambda _: None):
+            files.write(manifest, index, scores)
+        return manifest.shards[shard].samples, noted(self.site)
+
+    def count(
+        self, current: bool, ids: Ids, version: int, weights: Sequence[Any]
+    ) -> tuple[Counts, Damage]:
+        self._take(version, weights)
+        return self.site.count(current, ids, lambda _: None), noted(self.site)
+
+    def _take(self, version: int, weights: Sequence[Any]) -> None:
+        if version != self.version:
+            self.site.model.load_state_dict(ray.get(weights[0]))
+            self.version = version
+
+
+class FleetExecutor:
+    """See :class:`pbe_fast._worker.Executor`."""
+
+    def __init__(self, site: Site, run: RunDirectory, options: FleetOptions) -> None:
+        self.site, self.run, self.options = site, run, options
+        self._blueprint = ray.put(Blueprint.of(site, options.cpus))
+        self._pool: Pool[Any] | None = None
+        self._version, self._weights = 0, ray.put(weights_of(site.model))
+        self._say = run.logger.warning
+
+    @property
+    def device(self) -> Device:
+        """See :class:`pbe_fast._worker.Executor`."""
+        return self.site.device
+
+    def finetune(
+        self, stage: Stage, place: Place, hooks: Hooks, progress: Progress, clock: Clock
+    ) -> None:
+        """See :class:`pbe_fast._worker.Executor`."""
+        self._end_pool()  # the ranks need what it holds
+        start = Start(stage, place, weights_of(self.site.model), clock.seconds, clock.images)
+
+        def checkpoint(position: Any, weights: Mapping[str, Tensor], now: Clock) -> None:
+            nonlocal start
+            self._become(weights, now, clock)
+            hooks.checkpoint(position)
+            start = replace(
+                start, place=replace(place, position=position), weights=weights,
+                seconds=dict(now.seconds), images=dict(now.images),
+            )  # fmt: skip
+            lines[0] = self.run.events
+
+        lines = [self.run.events]
+        ears = Ears(
+            event=hooks.event,
+            log=hooks.say,
+            phase=progress.phase,
+            advance=progress.advance,
+            checkpoint=checkpoint,
+            damage=self._damage,
+            stop=hooks.stop,
+        )
+        for left in reversed(range(self.options.retries + 1)):
+            try:
+                weights, now = finetune_on_ranks(self._blueprint, start, self.options, ears)
+            except WorkersLostError as error:
+                if not left:
+                    raise FleetError(
+                        f"{stage.name}: workers were lost {self.options.retries + 1} times; at "
+                        f"last: {error}. The same command goes on from the last saved state."
+                    ) from error
+                text = f"{stage.name}: {error}; going on from the last saved state"
+                self._say(text)
+                progress.say(text)
+                self.run.rewind(lines[0])
+            else:
+                self._become(weights, now, clock)
+                return
+
+    def score(
+        self, files: ScoreFiles, shards: Sequence[int], progress: Progress, stop: Callable[[], bool]
+    ) -> None:
+        """See :class:`pbe_fast._worker.Executor`."""
+        files = replace(files, folder=Path(os.path.abspath(files.folder)))
+
+        def call(actor: Any, shard: int) -> Any:
+            return actor.score.remote(files, shard, self._version, [self._weights])
+
+        def done(_: int, result: tuple[int, Damage], worker: int) -> None:
+            progress.advance(result[0])
+            self._damage(result[1])
+
+        self._run(list(shards), call, done, stop)
+
+    def count(self, current: bool, ids: Ids, progress: Progress) -> Counts:
+        """See :class:`pbe_fast._worker.Executor`."""
+        # Whole batches, the same as one process would make.
+        size = self.site.config.eval_batch_size
+        piece = size * max(1, -(-len(ids) // (size * 4 * self.options.workers)))
+        pieces = [ids[i : i + piece] for i in range(0, len(ids), piece)]
+        total = [Counts()]
+
+        def call(actor: Any, part: Ids) -> Any:
+            return actor.count.remote(current, part, self._version, [self._weights])
+
+        def done(part: Ids, result: tuple[Counts, Damage], worker: int) -> None:
+            total[0] += result[0]
+            progress.advance(len(part))
+            self._damage(result[1])
+
+        self._run(pieces, call, done, lambda: False)
+        return total[0]
+
+    def close(self) -> None:
+        """End the workers."""
+        self._end_pool()
+
+    def _run(self, units: Sequence[Any], call: Any, done: Any, stop: Callable[[], bool]) -> None:
+        if self._pool is None:
+            actor = ray.remote(_Scorer).options(
+                num_cpus=self.options.cpus, num_gpus=self.options.gpus
+            )
+            self._pool = Pool(lambda: actor.remote(self._blueprint), self.options, self._say)
+        self._pool.run(units, call, done, stop)
+
+    def _end_pool(self) -> None:
+        if self._pool is not None:
+            self._pool.close()
+            self._pool = None
+
+    def _become(self, weights: Mapping[str, Tensor], now: Clock, clock: Clock) -> None:
+        """Take over the ranks' weights and times."""
+        self.site.model.load_state_dict(weights)
+        clock.seconds.update(now.seconds)
+        clock.images.update(now.images)
+        self._version, self._weights = self._version + 1, ray.put(dict(weights))
+
+    def _damage(self, damage: Damage) -> None:
+        report_damage(self.site.sets, self.site.tester, damage)
+
+
+@contextmanager
+def connected(options: FleetOptions) -> Iterator[Fleet]:
+    """A fleet on the cluster of the options, or on one that is started for the block."""
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+    if options.address is None:
+        cpus = max(os.cpu_count() or 1, options.workers * options.cpus)
+        with start_local(cpus=cpus, insecure=options.insecure):
+            yield Fleet(options)
+        return
+    if options.address != "auto":
+        guard_address(options.address, insecure=options.insecure)
+    ray.init(address=options.address, log_to_driver=False, logging_level=logging.ERROR)
+    try:
+        if options.address == "auto":
+            guard_address(ray.get_runtime_context().gcs_address, insecure=options.insecure)
+        yield Fleet(options)
+    finally:
+        ray.shutdown()
