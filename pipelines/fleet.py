@@ -33,7 +33,7 @@ from pipelines._guard import guard_address, start_local
 from pipelines._pool import Pool
 from pipelines._ranks import Ears, Start, finetune_on_ranks
 
-__all__ = ["Fleet", "FleetError", "FleetOptions", "connected"]
+__all__ = ["Fleet", "FleetError", "FleetExecutor", "FleetOptions", "Scorer", "connected"]
 
 Ids = npt.NDArray[np.int64]
 
@@ -87,7 +87,7 @@ def _look(
     return choose_device(name, precision, model, *rest, say=lines.append, **more), lines
 
 
-class _Scorer:
+class Scorer:
     """An actor that holds both models, and scores and measures."""
 
     def __init__(self, blueprint: Blueprint) -> None:
@@ -121,8 +121,11 @@ class _Scorer:
 class FleetExecutor:
     """See :class:`pbe_fast._worker.Executor`."""
 
-    def __init__(self, site: Site, run: RunDirectory, options: FleetOptions) -> None:
-        self.site, self.run, self.options = site, run, options
+    def __init__(
+        self, site: Site, run: RunDirectory, options: FleetOptions, scorer: type = Scorer
+    ) -> None:
+        """``scorer``: the class of the pool's actors."""
+        self.site, self.run, self.options, self._scorer = site, run, options, scorer
         self._blueprint = ray.put(Blueprint.of(site, options.cpus))
         self._pool: Pool[Any] | None = None
         self._version, self._weights = 0, ray.put(weights_of(site.model))
@@ -217,7 +220,7 @@ class FleetExecutor:
 
     def _run(self, units: Sequence[Any], call: Any, done: Any, stop: Callable[[], bool]) -> None:
         if self._pool is None:
-            actor = ray.remote(_Scorer).options(
+            actor = ray.remote(self._scorer).options(
                 num_cpus=self.options.cpus, num_gpus=self.options.gpus
             )
             self._pool = Pool(lambda: actor.remote(self._blueprint), self.options, self._say)

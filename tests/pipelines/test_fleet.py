@@ -350,7 +350,7 @@ def test_nothing_is_left_behind(fleet: Fleet) -> None:
     """Actors and ranks of the tests before are gone."""
     deadline = time.monotonic() + 30
     while time.monotonic() < deadline:
-        left = [title for title in _titles() if "_Scorer" in title or "RayTrainWorker" in title]
+        left = [title for title in _titles() if "Scorer" in title or "RayTrainWorker" in title]
         if not left:
             return
         time.sleep(0.5)
