@@ -8,7 +8,11 @@ from typing import Any
 __all__ = ["BLOCKS", "plot"]
 
 RESULTS = Path(__file__).parent / "results"
-TITLES = {"resnet18_32": "ResNet-18, 32x32", "resnet50_224": "ResNet-50, 224x224"}
+TITLES = {
+    "resnet18_32": "ResNet-18, 32x32",
+    "resnet50_224": "ResNet-50, 224x224",
+    "model-benign": "PreActResNet-18 of width 16, GTSRB, 32x32",
+}
 
 
 def _content(name: str) -> dict[str, Any] | None:
@@ -36,11 +40,11 @@ def _rate(row: dict[str, Any]) -> str:
     )
 
 
-def pgd_table(device: str) -> Callable[[], str]:
+def pgd_table(file: str, device: str) -> Callable[[], str]:
     """PGD-7 against the peers."""
 
     def table() -> str:
-        content = _content(f"pgd_{device}")
+        content = _content(file)
         if content is None:
             return _missing(f"PGD on {device.upper()}")
         lines = [_machine(content)]
@@ -49,9 +53,8 @@ def pgd_table(device: str) -> Callable[[], str]:
             base = rows["torchattacks"]["images_per_second"]
             lines += [
                 "",
-                f"**{TITLES[name]}**, trained on {result['trained_on']} "
-                f"(accuracy {100 * result['accuracy']:.0f} %), {result['images']} images, "
-                f"batch {result['batch']}:",
+                f"**{TITLES.get(name, name)}**, accuracy {100 * result['accuracy']:.1f} %, "
+                f"{result['images']} images, batch {result['batch']}:",
                 "",
                 "| contender | images/s (quartiles) | against torchattacks | success rate |",
                 "| --- | ---: | ---: | ---: |",
@@ -133,6 +136,9 @@ def loading_table() -> str:
             f"| {title} | {_rate(row)} | {100 * row['images_per_second'] / base:.0f} % |"
             for title, row in rows.items()
         ]
+        parts = result["microseconds_per_image"]
+        shown = ", ".join(f"{part} {value:,.1f}" for part, value in parts.items())
+        lines += ["", f"Microseconds an image of *ours*: {shown}."]
     return "\n".join(lines)
 
 
@@ -143,7 +149,12 @@ def sizes_table(device: str) -> Callable[[], str]:
         content = _content(f"sizes_{device}")
         if content is None:
             return _missing(f"batch sizes on {device.upper()}")
-        lines = [_machine(content), "", "| batch | images/s, one step | peak MiB |", "| ---: | ---: | ---: |"]
+        lines = [
+            _machine(content),
+            "",
+            "| batch | images/s, one step | peak MiB |",
+            "| ---: | ---: | ---: |",
+        ]
         for size, row in content["batches"].items():
             if "not_tried" in row:
                 lines.append(f"| {size} | – | {row['not_tried']} |")
@@ -179,8 +190,9 @@ def kernels_table() -> str:
 
 
 BLOCKS: dict[str, Callable[[], str]] = {
-    "pgd-cpu": pgd_table("cpu"),
-    "pgd-cuda": pgd_table("cuda"),
+    "pgd-cpu": pgd_table("pgd_cpu", "cpu"),
+    "pgd-gtsrb": pgd_table("pgd_gtsrb_cpu", "cpu"),
+    "pgd-cuda": pgd_table("pgd_cuda", "cuda"),
     "epoch-cpu": epoch_table("cpu"),
     "epoch-cuda": epoch_table("cuda"),
     "loading": loading_table,
@@ -199,8 +211,8 @@ def plot(path: Path) -> None:
 
     panels = [
         (f"{TITLES[name]}, {'CPU' if device == 'cpu' else content['gpu']}", result["contenders"])
-        for device in ("cpu", "cuda")
-        if (content := _content(f"pgd_{device}")) is not None
+        for device, file in (("cpu", "pgd_cpu"), ("cpu", "pgd_gtsrb_cpu"), ("cuda", "pgd_cuda"))
+        if (content := _content(file)) is not None
         for name, result in content["models"].items()
     ]
     if not panels:

@@ -1,11 +1,9 @@
 """What the benchmarks share: trained models, interleaved timing, facts of the machine."""
 
 import json
-import os
 import platform
 import sys
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import perf_counter
@@ -17,10 +15,9 @@ from rich.console import Console
 from torch import Tensor
 
 from pbe_fast import TrainConfig, load_config, train
-from pbe_fast.data.converters import read_image_folder
 from pbe_fast.data.loader import ImageData, Quarantine
 from pbe_fast.data.manifest import MANIFEST_NAME
-from pbe_fast.data.shards import Sample, write_shards
+from pbe_fast.data.shards import write_shards
 from pbe_fast.data.signs import sign_names, signs
 from pbe_fast.models import Classifier, ModelSpec, load_model
 from pbe_fast.run_directory import versions
@@ -30,7 +27,6 @@ __all__ = [
     "MODELS",
     "draw",
     "facts",
-    "images_of",
     "interleaved",
     "some",
     "trained",
@@ -47,61 +43,27 @@ class Plan:
     Attributes:
         architecture: as the command line takes it.
         size: of the images that it is measured on, in pixels.
-        stages: size in pixels, training images a class, epochs and learning rate, one after the
-            other: most of the training on small images, where a step costs least.
+        stages: size in pixels, training images a class, epochs, learning rate and batch size, one
+            after the other: most of the training on small images, where a step costs least.
         options: of the architecture.
     """
 
     architecture: str
     size: int
-    stages: tuple[tuple[int, int, int, float], ...]
+    stages: tuple[tuple[int, int, int, float, int], ...]
     options: Mapping[str, Any] = field(default_factory=dict)
-
-    @property
-    def test_images(self) -> int:
-        """Test images a class."""
-        return 100 if self.size <= 64 else 20
 
 
 MODELS = {
     "resnet18_32": Plan(
         f"{Path(__file__).parent / 'resnet18_32.py'}:make",
         32,
-        ((16, 1000, 5, 0.1), (32, 600, 1, 0.02)),
+        ((32, 300, 4, 0.02, 32),),
     ),
-    "resnet50_224": Plan("torchvision:resnet50", 224, ((64, 300, 5, 0.05), (224, 20, 2, 0.01))),
+    "resnet50_224": Plan(
+        "torchvision:resnet50", 224, ((64, 200, 4, 0.02, 32), (224, 40, 1, 0.01, 32))
+    ),
 }
-
-
-def images_of(plan: Plan) -> str:
-    """What a model is trained and measured on: CIFAR-10 where it is at hand, else drawn signs."""
-    real = plan.size == 32 and "PBE_DATA" in os.environ
-    return "CIFAR-10" if real and _cifar().is_dir() else "drawn signs"
-
-
-def _cifar() -> Path:
-    return Path(os.environ["PBE_DATA"]) / "cifar10"
-
-
-def _shards(plan: Plan, folder: Path, size: int, split: str, per_class: int) -> Path:
-    """Shards of one split, made once."""
-    if images_of(plan) == "drawn signs":
-        draw(folder / f"signs-{size}", CLASSES, size, {split: per_class})
-        return folder / f"signs-{size}" / split
-    target = folder / "cifar10" / f"{split}-{per_class}"
-    if not (target / MANIFEST_NAME).exists():
-        classes, samples = read_image_folder(_cifar() / split)
-        write_shards(_first(samples, per_class), target, classes=classes)
-    return target
-
-
-def _first(samples: Iterable[Sample], per_class: int) -> Iterator[Sample]:
-    """The first samples of each class."""
-    seen: Counter[int] = Counter()
-    for sample in samples:
-        seen[sample.label] += 1
-        if seen[sample.label] <= per_class:
-            yield sample
 
 
 def draw(folder: Path, classes: int, size: int, per_class: Mapping[str, int]) -> None:
@@ -113,34 +75,35 @@ def draw(folder: Path, classes: int, size: int, per_class: Mapping[str, int]) ->
 
 
 def trained(name: str, folder: Path, device: str) -> tuple[Classifier, ImageData]:
-    """A trained model and its test images; made once and kept.
+    """A model that was trained on drawn signs, and its test images; made once and kept.
 
     On random weights every adversarial example succeeds at once, which flatters who stops early.
     """
     plan = MODELS[name]
-    source = "cifar10" if images_of(plan) == "CIFAR-10" else "signs"
     start: Path | None = None
-    for size, per_class, epochs, lr in plan.stages:
+    for size, per_class, epochs, lr, batch in plan.stages:
+        data = folder / f"signs-{size}"
+        draw(data, CLASSES, size, {"train": per_class, "test": 100 if size <= 64 else 20})
         values: dict[str, Any] = {
-            "data.train": _shards(plan, folder, size, "train", per_class),
+            "data.train": data / "train",
             "data.image_size": size,
             "data.augment": "none",
             "model.name": plan.architecture,
             "model.checkpoint": start,
             "epochs": epochs,
-            "batch_size": 128,
+            "batch_size": batch,
             "lr": lr,
             "device": device,
             "curve_samples": 0,
         }
         values |= {f"model.options.{key}": value for key, value in plan.options.items()}
-        run = folder / f"model-{name}-{source}-{size}"
+        run = folder / f"model-{name}-signs-{size}"
         with progress_bars(Console()) as progress:
             train(load_config(TrainConfig, values=values), run, progress)
         start = run / "model.safetensors"
     assert start is not None
     quarantine = Quarantine(folder / "quarantine.jsonl", 0.0)
-    shards = _shards(plan, folder, plan.size, "test", plan.test_images)
+    shards = folder / f"signs-{plan.size}" / "test"
     test = ImageData.open(shards, plan.size, workers=0, quarantine=quarantine, digests=False)
     # The name is given, as a checkpoint's own word for a Python file is not taken.
     spec = ModelSpec(plan.architecture, CLASSES, image_size=plan.size, options=plan.options)

@@ -27,7 +27,7 @@ from pbe_fast.progress import Clock, Silent
 from pbe_fast.training import Stage, fit
 
 MODEL = "resnet18_32"
-BATCH = 128
+BATCH = 64
 LR = 1e-3
 
 
@@ -64,7 +64,7 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     place = torch.device(options.device)
     model, test = trained(MODEL, options.folder, options.device)
-    images = 256 if place.type == "cpu" else 2000
+    images = 128 if place.type == "cpu" else 2000
     ids = np.arange(min(images, len(test.manifest)), dtype=np.int64)
     device = choose_device(options.device, "auto", model, MODELS[MODEL].size)
     start = deepcopy(model.state_dict())

@@ -2,6 +2,7 @@
 
     python -m bench.pgd runs/bench --threads 2
     python -m bench.pgd runs/bench --device cuda
+    python -m bench.pgd runs/bench --checkpoint model.safetensors --data shards/test
 
 All contenders attack the same trained model with the same images, which it gets right, eps 6/255,
 step eps/5, 7 steps, no random start. The attack success rate is counted by the model itself in
@@ -24,10 +25,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
-from bench._setup import MODELS, facts, images_of, interleaved, some, trained, write_json
+from bench._setup import MODELS, facts, interleaved, some, trained, write_json
 from pbe_fast.adversary import PGD, Linf, Miner
 from pbe_fast.data.loader import ImageData
 from pbe_fast.device import Device, choose_device
+from pbe_fast.models import Classifier, load_model
 
 __all__ = ["contenders"]
 
@@ -139,16 +141,14 @@ def contenders(
 
 
 def compare(
-    name: str, folder: Path, place: torch.device, batch: int, batches: int, rounds: int
+    model: Classifier, test: ImageData, place: torch.device, batch: int, batches: int, rounds: int
 ) -> dict[str, Any]:
     """Time all contenders on one model."""
-    size = MODELS[name].size
-    model, test = trained(name, folder, str(place))
     model.to(place).eval()
     pixels, labels, accuracy = _right(model, test, batch * batches, place)
     images = (pixels.float() / 255).contiguous()
     everyone = contenders(
-        model, place, size, images[:batch].shape, test.manifest.num_classes, batch
+        model, place, test.size, images[:batch].shape, test.manifest.num_classes, batch
     )
     calls: dict[str, Callable[[], object]] = {}
     success = {}
@@ -164,7 +164,7 @@ def compare(
         success[title] = _wrong(model, adversarial, labels, batch)
     times = interleaved(calls, rounds, len(labels), warm_up=False)
     return {
-        "trained_on": images_of(MODELS[name]),
+        "model": f"{model.spec.name.rpartition('/')[2]} {dict(model.spec.options) or ''}".strip(),
         "accuracy": accuracy,
         "images": len(labels),
         "batch": batch,
@@ -182,7 +182,7 @@ def _right(
 
     What it gets wrong needs no attack, and would flatter who looks before the first step.
     """
-    pixels, labels = some(test, min(len(test.manifest), 3 * count))
+    pixels, labels = some(test, min(len(test.manifest), 2 * count + 100))
     pixels, labels = pixels.to(place), labels.to(place)
     with torch.no_grad():
         found = torch.cat([model(x.float() / 255).argmax(1) for x in pixels.split(64)])
@@ -225,21 +225,34 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--models", choices=list(MODELS), nargs="*", default=list(MODELS))
+    parser.add_argument(
+        "--checkpoint", type=Path, help="a model of pbe-fast train, in place of these"
+    )
+    parser.add_argument("--data", type=Path, help="its test shards")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
+    if (options.checkpoint is None) != (options.data is None):
+        parser.error("--checkpoint and --data belong together.")
     torch.set_num_threads(options.threads)
     place = torch.device(options.device)
     kind = place.type
     results = {}
-    for name in options.models:
+    if options.checkpoint:
+        model = load_model(options.checkpoint)
+        test = ImageData.open(options.data, model.spec.image_size, workers=0, digests=False)
+        results[options.checkpoint.parent.name] = compare(
+            model, test, place, 128, 8, options.rounds
+        )
+    for name in () if options.checkpoint else options.models:
         small = MODELS[name].size <= 64
         if kind == "cuda":
             batch, batches = (512, 8) if small else (128, 4)
         else:
             batch, batches = (64, 2) if small else (4, 2)
-        results[name] = compare(name, options.folder, place, batch, batches, options.rounds)
+        model, test = trained(name, options.folder, str(place))
+        results[name] = compare(model, test, place, batch, batches, options.rounds)
     content = {
         **facts(options.device),
         "eps_255": 6,

@@ -7,6 +7,8 @@ from pathlib import Path
 
 from pydantic import BaseModel, ValidationError
 
+from pbe_fast._location import redacted
+
 __all__ = ["explain", "short"]
 
 _SHORT = reprlib.Repr()
@@ -28,7 +30,7 @@ _OTHER_NAMES = {
 
 def short(value: object) -> str:
     """A value for a message; an alias in YAML may stand for one of any size."""
-    return _SHORT.repr(value)
+    return redacted(_SHORT.repr(redacted(value) if isinstance(value, str) else value))
 
 
 def explain(kind: type[BaseModel], error: ValidationError, file: Path | None) -> str:

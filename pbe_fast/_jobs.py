@@ -14,13 +14,14 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from pbe_fast._files import sha256_file
-from pbe_fast.config import DataConfig, PurifyConfig, TrainConfig
+from pbe_fast.config import DataConfig, MineConfig, PurifyConfig, TrainConfig
 from pbe_fast.data.augment import SMALL, Augment
 from pbe_fast.data.loader import ImageData, Quarantine
+from pbe_fast.data.storage import StorageOptions
 from pbe_fast.device import Device, choose_device
 from pbe_fast.errors import ConfigError, RunDirectoryError
 from pbe_fast.evaluate import Accuracy, evaluate
-from pbe_fast.models import ModelSpec, check_weights
+from pbe_fast.models import Classifier, ModelSpec, check_weights, load_model
 from pbe_fast.progress import Clock, Progress
 from pbe_fast.randomness import permutation
 from pbe_fast.report import REPORT_NAME, write_report
@@ -32,11 +33,15 @@ __all__ = [
     "StepLogger",
     "Tester",
     "augment_for",
+    "code_versions",
     "fingerprint",
     "finished_before",
+    "load_given",
     "log_file",
     "model_spec",
     "open_data",
+    "require_same_code",
+    "require_same_inputs",
     "restore_state",
     "run_facts",
     "settle_device",
@@ -47,7 +52,7 @@ LOG_EVERY = 20  # batches between two lines of metrics.jsonl
 Ids = npt.NDArray[np.int64]
 Job = TrainConfig | PurifyConfig
 ChooseDevice = Callable[..., Device]
-JobT = TypeVar("JobT", TrainConfig, PurifyConfig)
+JobT = TypeVar("JobT", TrainConfig, PurifyConfig, MineConfig)
 
 
 def open_data(path: Path | str, config: DataConfig, quarantine: Quarantine) -> ImageData:
@@ -58,6 +63,7 @@ def open_data(path: Path | str, config: DataConfig, quarantine: Quarantine) -> I
         workers=config.workers,
         quarantine=quarantine,
         digests=config.check_digests,
+        storage=StorageOptions(config.cache_dir, config.cache_bytes),
     )
 
 
@@ -88,6 +94,35 @@ def model_spec(config: Job, num_classes: int) -> ModelSpec:
     return ModelSpec(
         model.name, num_classes, config.data.image_size, model.options, model.mean, model.std
     )
+
+
+def load_given(config: PurifyConfig, data: ImageData) -> Classifier:
+    """The model that the configuration names, if it fits the data.
+
+    Raises:
+        ConfigError: it does not.
+        CheckpointError: its file cannot be used.
+    """
+    checkpoint, classes = config.model.checkpoint, data.manifest.num_classes
+    if checkpoint is None:
+        raise ConfigError("there is no model: give its weights as model.checkpoint.")
+    spec = None
+    if not config.model.name and (config.model.options or config.model.mean or config.model.std):
+        raise ConfigError("model options are given, but no model.name that they belong to.")
+    if config.model.name:
+        spec = model_spec(config, classes)
+    model = load_model(checkpoint, spec)
+    if model.spec.num_classes != classes:
+        raise ConfigError(
+            f"{checkpoint} is a model of {model.spec.num_classes} classes, but "
+            f"{data.manifest.root} has {classes}."
+        )
+    if model.spec.image_size != config.data.image_size:
+        raise ConfigError(
+            f"{checkpoint} is a model for images of {model.spec.image_size} pixels, but "
+            f"data.image_size is {config.data.image_size}. Set it to {model.spec.image_size}."
+        )
+    return model
 
 
 def settle_device(
@@ -131,6 +166,47 @@ def fingerprint(checkpoint: Path | None, *data: ImageData | None) -> list[str]:
     return found
 
 
+def require_same_inputs(run: RunDirectory, header: Mapping[str, Any], inputs: list[str]) -> None:
+    """Refuse to go on with another model or other data than ``header`` says.
+
+    Raises:
+        RunDirectoryError: they are others.
+    """
+    if header.get("inputs") != inputs:
+        raise RunDirectoryError(
+            f"{run.path}: the model or the shards have changed since this run was begun, so it "
+            "cannot go on. Choose another --out."
+        )
+
+
+def code_versions() -> dict[str, str]:
+    """The versions that decide the bytes of a result."""
+    found = versions()
+    return {name: found[name] for name in ("pbe-fast", "torch")}
+
+
+def require_same_code(run: RunDirectory, header: Mapping[str, Any], accept_changes: bool) -> None:
+    """Refuse to go on with other versions than ``header`` says, unless that is accepted.
+
+    Raises:
+        RunDirectoryError: they are others.
+    """
+    before = header.get("code", {})
+    changed = [
+        f"{name} was {before.get(name)}, now {now}"
+        for name, now in code_versions().items()
+        if before.get(name) != now
+    ]
+    if changed and not accept_changes:
+        raise RunDirectoryError(
+            f"{run.path}: was begun with other versions, whose results may differ: "
+            f"{'; '.join(changed)}. Go on with those, choose another --out, or give "
+            "--accept-changes."
+        )
+    if changed:
+        run.logger.warning("changed versions accepted: %s", "; ".join(changed))
+
+
 def restore_state(
     run: RunDirectory,
     model: nn.Module,
@@ -143,11 +219,7 @@ def restore_state(
     Raises:
         RunDirectoryError: the state is damaged or is about another model or other data.
     """
-    if header.get("inputs") != inputs:
-        raise RunDirectoryError(
-            f"{run.path}: the model or the shards have changed since this run was begun, so it "
-            "cannot go on. Choose another --out."
-        )
+    require_same_inputs(run, header, inputs)
     parts: dict[str, dict[str, Tensor]] = {"model": {}, "momentum": {}}
     for name, value in tensors.items():
         kind, _, rest = name.partition(".")
@@ -238,7 +310,7 @@ class Tester:
         )
 
 
-def run_facts(config: Job, clock: Clock, quarantine: Quarantine) -> dict[str, object]:
+def run_facts(config: Job | MineConfig, clock: Clock, quarantine: Quarantine) -> dict[str, object]:
     """What every ``metrics.json`` says of how the run was done."""
     return {
         "seconds": clock.seconds,

@@ -1,4 +1,4 @@
-"""Configurations of the three jobs: poison, train, purify. Typed; unknown keys are refused.
+"""Configurations of the jobs: poison, train, mine, purify. Typed; unknown keys are refused.
 
 A configuration is data at the edge: it is checked whole, kept with the result, and taken
 apart before anything runs.
@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import (
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     ValidationError,
@@ -18,6 +19,7 @@ from pydantic import (
 )
 
 from pbe_fast._config_errors import explain, short
+from pbe_fast._location import location
 from pbe_fast._yaml import YAML_ERRORS, dump_yaml, parse_yaml
 from pbe_fast.errors import ConfigError
 
@@ -26,6 +28,7 @@ __all__ = [
     "AftConfig",
     "DataConfig",
     "JobConfig",
+    "MineConfig",
     "ModelConfig",
     "PbeConfig",
     "PoisonConfig",
@@ -36,6 +39,16 @@ __all__ = [
 ]
 
 Fraction = float
+
+
+def _location(value: object) -> object:
+    if not isinstance(value, str | Path):
+        raise ValueError("give a local path, http://, https:// or s3://")
+    return location(value)
+
+
+# Of shards: a Path on local disk, a str for an address, which a Path would lose a slash of.
+ShardPlace = Annotated[Path | str, BeforeValidator(_location)]
 _MAX_SEED = 2**63 - 1  # torch takes no larger one
 
 
@@ -77,10 +90,15 @@ class ModelConfig(_Strict):
 class DataConfig(_Strict):
     """The shards and how images are read."""
 
-    train: Path | None = Field(None, description="the training shards, perhaps poisoned")
-    clean: Path | None = Field(None, description="shards with correct labels and no poison")
+    train: ShardPlace | None = Field(
+        None, description="the training shards, perhaps poisoned: a path, http(s):// or s3://"
+    )
+    clean: ShardPlace | None = Field(None, description="shards with correct labels and no poison")
     clean_fraction: Fraction = Field(1.0, gt=0, le=1, description="random share of clean taken")
-    test: Path | None = Field(None, description="clean test shards, for ACC and ASR")
+    mined: ShardPlace | None = Field(
+        None, description="adversarial examples of clean (AFT) or train (PBE), from pbe-fast mine"
+    )
+    test: ShardPlace | None = Field(None, description="clean test shards, for ACC and ASR")
     attack: Path | None = Field(None, description="attack.safetensors, for ASR")
     truth: Path | None = Field(None, description="truth.parquet, for the suspects' AUROC")
     image_size: int = Field(32, ge=1, le=4096, description="side in pixels")
@@ -89,7 +107,15 @@ class DataConfig(_Strict):
     )
     flip: bool = Field(False, description="mirror half of the training images")
     workers: int | None = Field(None, ge=0, description="decoding processes; null chooses")
-    check_digests: bool = Field(True, description="compare every shard's SHA-256 at the start")
+    check_digests: bool = Field(
+        True, description="compare every local shard's SHA-256 at the start"
+    )
+    cache_dir: Path | None = Field(
+        None, description="where bytes of remote shards are kept; null: the user's cache folder"
+    )
+    cache_bytes: int | None = Field(
+        None, ge=0, description="of disk for that; 0: none, null: 50 GB or half of what is free"
+    )
     quarantine_budget: Fraction = Field(
         0.001, ge=0, le=1, description="share of images that may be undecodable"
     )
@@ -168,6 +194,21 @@ class PurifyConfig(JobConfig):
     adversary: AdversaryConfig = AdversaryConfig()
     aft: AftConfig = AftConfig()
     pbe: PbeConfig = PbeConfig()
+
+
+class MineConfig(_Strict):
+    """``pbe-fast mine``; of ``data``, the set that is mined is ``train``."""
+
+    model: ModelConfig = ModelConfig()
+    data: DataConfig = DataConfig()
+    adversary: AdversaryConfig = AdversaryConfig()
+    batch_size: int = Field(256, ge=1, description="images mined at once")
+    seed: int = Field(0, ge=0, le=_MAX_SEED, description="of random starts")
+    device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
+    precision: Literal["auto", "float32", "bfloat16"] = Field("auto", description="auto measures")
+    memory_format: Literal["auto", "channels_last", "contiguous"] = Field(
+        "auto", description="auto measures"
+    )
 
 
 class TrainModelConfig(ModelConfig):

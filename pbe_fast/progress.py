@@ -24,6 +24,9 @@ class Progress(Protocol):
     def say(self, text: str) -> None:
         """A line for people."""
 
+    def detail(self, text: str) -> None:
+        """A few words beside the phase, in place of the last ones."""
+
 
 class Silent:
     """A progress that shows nothing."""
@@ -35,6 +38,9 @@ class Silent:
         """Nothing."""
 
     def say(self, text: str) -> None:
+        """Nothing."""
+
+    def detail(self, text: str) -> None:
         """Nothing."""
 
 

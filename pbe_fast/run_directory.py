@@ -54,6 +54,8 @@ class RunDirectory:
         self.path = path
         self.events = 0
         self.changes: list[str] = []  # of the configuration, that were accepted
+        # Is handed every line of metrics.jsonl, with its number.
+        self.mirror: Callable[[int, Mapping[str, object]], None] = lambda number, record: None
         self.logger = logging.getLogger(f"pbe_fast.run.{path.name}")
 
     @classmethod
@@ -197,6 +199,7 @@ class RunDirectory:
         with self.events_path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(_finite(record)) + "\n")
         self.events += 1
+        self.mirror(self.events, record)
 
     def save_state(self, tensors: Mapping[str, Tensor], header: Mapping[str, object]) -> None:
         """Keep where the run stands, whole or not at all."""

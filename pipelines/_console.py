@@ -42,6 +42,7 @@ class ConsoleProgress:
     def __init__(self, console: Console, bars: Progress | None) -> None:
         self.console, self.bars = console, bars
         self.tasks: dict[str, TaskID] = {}
+        self.words = ""  # beside the phase
         self.name, self.total, self.done = "", 0, 0
         self.first = 0  # what was done when the phase began here, which tells nothing of speed
         self.began = self.spoken = time.monotonic()
@@ -55,12 +56,12 @@ class ConsoleProgress:
             if name in self.tasks:
                 self.bars.update(self.tasks[name], total=total, completed=done)
             else:
-                self.tasks[name] = self.bars.add_task(name, total=total, completed=done)
+                self.tasks[name] = self.bars.add_task(name, total=total, completed=done, words="")
         elif name not in (self.name, _PASSING) and name not in self.tasks:
             self.tasks[name] = TaskID(len(self.tasks))
             self._line(f"{name}: {total:,} images" + (f", {done:,} done already" if done else ""))
         if name != self.name:
-            self.began, self.first = time.monotonic(), done
+            self.began, self.first, self.words = time.monotonic(), done, ""
         self.name, self.total, self.done = name, total, done
 
     def advance(self, images: int) -> None:
@@ -73,12 +74,18 @@ class ConsoleProgress:
             left = timedelta(seconds=math.ceil(max(0, self.total - self.done) / max(rate, 1e-9)))
             self._line(
                 f"{self.name}: {self.done:,} of {self.total:,} images, {rate:,.0f} images/s, "
-                f"{left} left"
+                f"{left} left{self.words and ', ' + self.words}"
             )
 
     def say(self, text: str) -> None:
         """See :class:`pbe_fast.progress.Progress`."""
         self._line(text)
+
+    def detail(self, text: str) -> None:
+        """See :class:`pbe_fast.progress.Progress`."""
+        self.words = text
+        if self.bars is not None and self.name in self.tasks:
+            self.bars.update(self.tasks[self.name], words=printable(text))
 
     def _line(self, text: str) -> None:
         self.spoken = time.monotonic()
@@ -99,6 +106,7 @@ def progress_bars(console: Console) -> Iterator[ConsoleProgress]:
         TimeElapsedColumn(),
         TextColumn("left"),
         TimeRemainingColumn(),
+        TextColumn("{task.fields[words]}", markup=False),
     )
     with Progress(*columns, console=console) as bars:
         yield ConsoleProgress(console, bars)

@@ -24,6 +24,7 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
+from pbe_fast._location import join
 from pbe_fast.data.converters import Samples, read_cifar10, read_gtsrb, read_image_folder
 from pbe_fast.data.manifest import MANIFEST_NAME, Manifest
 from pbe_fast.data.shards import index_shards, verify_shards, write_shards
@@ -140,7 +141,8 @@ def index(
         str,
         typer.Argument(
             metavar="SOURCE",
-            help="A folder of tar files, one tar file, a glob, or a range in braces.",
+            help="A folder of tar files, one tar file, a glob, or a range in braces; also "
+            "http(s):// and s3://.",
         ),
     ],
     num_classes: Annotated[
@@ -151,6 +153,14 @@ def index(
             show_default=False,
         ),
     ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="Where the manifest goes, if not to the shards; needed for http(s):// and s3://.",
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
     """Write the manifest of an existing WebDataset. Its tar files are not changed.
 
@@ -158,10 +168,14 @@ def index(
     Examples:
       pbe-fast shards index data/imagenet/train --num-classes 1000
       pbe-fast shards index 'data/train-{000000..000146}.tar'
+      pbe-fast shards index 's3://bucket/train-{000000..000146}.tar' --out train
     """
     with _progress("Indexing", 0) as (bar, task):
         manifest = index_shards(
-            source, num_classes=num_classes, on_shard=lambda _: bar.advance(task)
+            source,
+            num_classes=num_classes,
+            manifest_folder=out,
+            on_shard=lambda _: bar.advance(task),
         )
     Console().print(_summary(manifest))
 
@@ -169,7 +183,7 @@ def index(
 @app.command()
 def verify(
     folder: Annotated[
-        Path, typer.Argument(metavar="FOLDER", help="The shards' folder, or their manifest.")
+        str, typer.Argument(metavar="FOLDER", help="The shards' folder, or their manifest.")
     ],
     digests: Annotated[
         bool,
@@ -200,7 +214,7 @@ def verify(
 @app.command()
 def info(
     folder: Annotated[
-        Path, typer.Argument(metavar="FOLDER", help="The shards' folder, or their manifest.")
+        str, typer.Argument(metavar="FOLDER", help="The shards' folder, or their manifest.")
     ],
     limit: Annotated[
         int, typer.Option(min=0, metavar="N", help="Show so many classes; 0 shows all.")
@@ -292,7 +306,7 @@ def _summary(manifest: Manifest) -> Table:
     table = Table(show_header=False)
     table.add_column()
     table.add_column(justify="right")
-    table.add_row("manifest", Text(_printable(str(manifest.root / MANIFEST_NAME))))
+    table.add_row("manifest", Text(_printable(str(join(manifest.root, MANIFEST_NAME)))))
     table.add_row("samples", f"{len(manifest):,}")
     table.add_row("classes", f"{manifest.num_classes:,}")
     table.add_row("shards", f"{len(manifest.shards):,}")

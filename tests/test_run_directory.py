@@ -3,6 +3,8 @@
 import json
 import math
 import os
+import subprocess
+import sys
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
@@ -372,3 +374,84 @@ def test_tied_weights_are_kept(run: RunDirectory) -> None:
     assert state is not None
     assert state[0]["model.b"].tolist() == [0, 1, 2, 3]
     assert state[0]["model.c"].tolist() == [1, 2]
+
+
+# every write and rename of the state
+
+
+class Killed(BaseException):
+    """As by SIGKILL: nothing after it happens in the run."""
+
+
+def _turns(monkeypatch: pytest.MonkeyPatch, left: list[int]) -> None:
+    """Kill at the ``left[0]``-th system call that changes a file, before it happens."""
+
+    def counted(module: object, name: str) -> None:
+        real = getattr(module, name)
+
+        def call(*args: object, **more: object) -> object:
+            left[0] -= 1
+            if left[0] == 0:
+                raise Killed
+            if left[0] < 0 and name == "unlink":
+                return None  # the process is dead; what cleans up does not run
+            return real(*args, **more)
+
+        monkeypatch.setattr(module, name, call)
+
+    counted(os, "replace")
+    counted(os, "fsync")
+    counted(Path, "write_bytes")
+    counted(Path, "unlink")
+
+
+@pytest.mark.parametrize("turn", range(1, 9))
+def test_a_kill_at_any_write_or_rename_leaves_a_state_that_can_be_gone_on_from(
+    run: RunDirectory, monkeypatch: pytest.MonkeyPatch, turn: int
+) -> None:
+    for epoch in (1, 2):
+        run.save_state({"a": torch.full((3,), epoch)}, {"epoch": epoch})
+    with monkeypatch.context() as patch:
+        left = [turn]
+        _turns(patch, left)
+        try:
+            run.save_state({"a": torch.full((3,), 3)}, {"epoch": 3})
+            killed = False
+        except Killed:
+            killed = True
+    assert killed == (turn <= 5), left
+    state = _again(run).load_state()
+    assert state is not None
+    tensors, header = state
+    assert header["epoch"] in ((2, 3) if killed else (3,))
+    assert tensors["a"].tolist() == [header["epoch"]] * 3
+
+
+def test_a_lock_is_held_by_one_process_and_ends_with_it(run: RunDirectory) -> None:
+    program = (
+        "import sys, time; from pathlib import Path\n"
+        "from pbe_fast.run_directory import RunDirectory\n"
+        "with RunDirectory(Path(sys.argv[1])).locked():\n"
+        "    print('held', flush=True); time.sleep(600)\n"
+    )
+    other = subprocess.Popen(
+        [sys.executable, "-c", program, str(run.path)],
+        stdout=subprocess.PIPE,
+        cwd=Path(__file__).parents[1],
+    )
+    try:
+        assert other.stdout is not None
+        assert other.stdout.readline() == b"held\n"
+        with (
+            pytest.raises(RunDirectoryError, match=rf"process {other.pid} on .* since 20"),
+            run.locked(),
+        ):
+            pass
+    finally:
+        other.kill()
+        other.wait()
+        if other.stdout is not None:
+            other.stdout.close()
+    with run.locked():
+        assert f"process {os.getpid()}" in (run.path / ".lock").read_text()
+    assert (run.path / ".lock").read_text() == ""

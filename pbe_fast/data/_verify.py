@@ -1,4 +1,4 @@
-"""Comparing shards on disk with their manifest."""
+"""Comparing shards with their manifest."""
 
 import re
 from collections.abc import Callable
@@ -8,7 +8,9 @@ import numpy as np
 
 from pbe_fast._files import sha256_file
 from pbe_fast.data._layout import read_rows
+from pbe_fast.data._remote import downloaded
 from pbe_fast.data.manifest import Manifest, Shard
+from pbe_fast.data.storage import Storage
 from pbe_fast.errors import ShardError
 
 __all__ = ["require_digest", "require_intact", "verify_shards"]
@@ -21,7 +23,9 @@ def verify_shards(
     *,
     digests: bool = True,
     members: bool = True,
+    fetch: bool = True,
     on_shard: Callable[[Shard], None] | None = None,
+    storage: Storage | None = None,
 ) -> list[str]:
     """Find everything in which the shards differ from the manifest.
 
@@ -30,33 +34,55 @@ def verify_shards(
         digests: read every shard whole and compare its SHA-256.
         members: read the headers and labels of every shard and compare them with the rows. With
             both False only the presence and the sizes of the files are looked at.
+        fetch: copy each shard that has an address to a temporary file, for these comparisons;
+            with False only its size is compared, whatever the others say.
         on_shard: called after each shard.
+        storage: reads what has an address.
 
     Returns:
         One line a problem, each naming the file and where possible the sample; empty when
         everything is as the manifest says.
     """
-    problems: list[str] = []
+    storage = storage or Storage()
+    problems = [] if fetch and (digests or members) else _remote_sizes(manifest, storage)
     bounds = np.searchsorted(manifest.shard_index, np.arange(len(manifest.shards) + 1))
     for number, shard in enumerate(manifest.shards):
-        path = manifest.shard_path(number)
+        place = manifest.shard_location(number)
         rows = range(int(bounds[number]), int(bounds[number + 1]))
         try:
-            problems += _verify_one(manifest, path, shard, rows, digests, members)
+            if isinstance(place, Path):
+                problems += _verify_one(manifest, place, shard, rows, digests, members)
+            elif fetch and (digests or members):
+                with downloaded(place, storage) as path:
+                    found = _verify_one(manifest, path, shard, rows, digests, members)
+                    problems += [line.replace(str(path), place) for line in found]
         except OSError as error:
-            problems.append(f"{path}: cannot be read ({error.strerror})")
+            problems.append(f"{place}: cannot be read ({error.strerror})")
+        except ShardError as error:
+            problems.append(str(error))
         if on_shard is not None:
             on_shard(shard)
     return problems + _unlisted(manifest)
 
 
-def require_intact(manifest: Manifest, *, digests: bool = True, members: bool = True) -> None:
+def require_intact(
+    manifest: Manifest,
+    *,
+    digests: bool = True,
+    members: bool = True,
+    storage: Storage | None = None,
+) -> None:
     """Raise unless the shards are as the manifest says; see :func:`verify_shards`.
+
+    Of shards that have an address only the sizes are compared, as all else would read them whole.
+    Their SHA-256 is compared where they are read whole: in :meth:`ShardReader.read_shard`.
 
     Raises:
         ShardError: lists the first 10 problems.
     """
-    problems = verify_shards(manifest, digests=digests, members=members)
+    problems = verify_shards(
+        manifest, digests=digests, members=members, fetch=False, storage=storage
+    )
     if not problems:
         return
     more = [f"... and {len(problems) - _SHOWN} more"] if len(problems) > _SHOWN else []
@@ -124,9 +150,28 @@ def _verify_one(
     ]
 
 
+def _remote_sizes(manifest: Manifest, storage: Storage) -> list[str]:
+    """Shards that have an address and are not there or not as large as they were."""
+    places = map(manifest.shard_location, range(len(manifest.shards)))
+    remote = [
+        (place, shard.bytes)
+        for place, shard in zip(places, manifest.shards, strict=True)
+        if isinstance(place, str)
+    ]
+    sizes = storage.sizes(place for place, _ in remote)
+    problems: list[str] = []
+    for (place, expected), found in zip(remote, sizes, strict=True):
+        if isinstance(found, ShardError):
+            problems.append(str(found))
+        elif found != expected:
+            problems.append(f"{place}: {found} bytes instead of {expected}")
+    return problems
+
+
 def _unlisted(manifest: Manifest) -> list[str]:
     """Tar files that are named like listed ones, numbers apart, but are not listed."""
-    listed = {manifest.shard_path(number) for number in range(len(manifest.shards))}
+    places = map(manifest.shard_location, range(len(manifest.shards)))
+    listed = {place for place in places if isinstance(place, Path)}
     patterns = {(path.parent, _without_numbers(path.name)) for path in listed}
     return [
         f"{path}: a shard that the manifest does not list"

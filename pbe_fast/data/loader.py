@@ -27,6 +27,7 @@ from pbe_fast.data.decode import decode_rgb
 from pbe_fast.data.manifest import Manifest
 from pbe_fast.data.order import batches
 from pbe_fast.data.shards import ShardReader, require_digest, require_intact
+from pbe_fast.data.storage import Storage, StorageOptions
 from pbe_fast.errors import ImageError, QuarantineError, ShardError
 
 __all__ = ["Batch", "ImageData", "Quarantine"]
@@ -115,13 +116,16 @@ class ImageData:
         size: side in pixels that images are brought to.
         workers: decoding processes; 0 decodes in this one, None chooses: none up to 64 pixels,
             where decoding costs less than passing images between processes, else the cores.
+            Shards that have an address get 4 or more: they also read ahead, two batches each.
         quarantine: where undecodable images are noted.
+        storage: how shards that have an address are read.
     """
 
     manifest: Manifest
     size: int
     workers: int | None = None
     quarantine: Quarantine = field(default_factory=Quarantine)
+    storage: StorageOptions = field(default_factory=StorageOptions)
 
     @classmethod
     def open(
@@ -132,20 +136,24 @@ class ImageData:
         workers: int | None = None,
         quarantine: Quarantine | None = None,
         digests: bool = True,
+        storage: StorageOptions | None = None,
     ) -> "ImageData":
         """Open shards and check them against their manifest.
 
         Args:
-            path: the folder of the shards or the manifest itself.
-            digests: read every shard once and compare its SHA-256 and its members; else compare
-                the sizes of the files alone.
+            path: the folder of the shards or its address, or the manifest itself.
+            digests: read every local shard once and compare its SHA-256 and its members; else,
+                and for shards that have an address, compare the sizes alone.
+            storage: how shards that have an address are read.
 
         Raises:
-            ShardError: something is missing or changed.
+            ShardError: something is missing or changed, or a server fails.
         """
-        manifest = Manifest.load(path)
-        require_intact(manifest, digests=digests, members=digests)
-        return cls(manifest, size, workers, quarantine or Quarantine())
+        options = storage or StorageOptions()
+        far = Storage(options.patience, options.parallel)
+        manifest = Manifest.load(path, far)
+        require_intact(manifest, digests=digests, members=digests, storage=far)
+        return cls(manifest, size, workers, quarantine or Quarantine(), options)
 
     @property
     def ids(self) -> Ids:
@@ -162,13 +170,13 @@ class ImageData:
 
         Raises:
             QuarantineError: too many images cannot be decoded.
-            ShardError: a shard is shorter than it was when it was opened.
+            ShardError: a shard is shorter than it was when it was opened, or a server fails.
         """
         return self.read_batches(batches(order, batch_size), view)
 
     def read_batches(self, cut: list[Ids], view: View | None = None) -> Iterator[Batch]:
         """Read samples in batches that are cut already; as :meth:`read`."""
-        reader = _BatchReader(self.manifest, view or View(self.size))
+        reader = _BatchReader(self.manifest, view or View(self.size), self.storage)
         workers = min(self._worker_count(), len(cut))
         # torch's loader takes a microsecond an image, which tells at 32x32.
         loaded = _in_workers(reader, cut, workers) if workers else map(reader.__getitem__, cut)
@@ -185,15 +193,23 @@ class ImageData:
     def require_unchanged(self, shard: int) -> None:
         """Compare one shard's SHA-256 with the manifest's.
 
+        A shard that has an address is fetched for that, whole; with a cache that is large enough
+        its images are then read from there.
+
         Raises:
             ShardError: it is another, or the shard is missing.
         """
-        require_digest(self.manifest, shard)
+        if isinstance(self.manifest.shard_location(shard), Path):
+            require_digest(self.manifest, shard)
+        else:
+            ShardReader(self.manifest, storage=self.storage).read_shard(shard)
 
     def _worker_count(self) -> int:
         if self.workers is not None:
             return self.workers
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
+        if self.manifest.is_remote:
+            return min(16, max(4, cores - 1))
         return 0 if self.size <= SMALL else min(16, max(1, cores - 1))
 
 
@@ -210,9 +226,9 @@ class _Loaded(NamedTuple):
 class _BatchReader(Dataset[_Loaded]):
     """Reads and decodes one batch; runs inside the workers."""
 
-    def __init__(self, manifest: Manifest, view: View) -> None:
+    def __init__(self, manifest: Manifest, view: View, storage: StorageOptions) -> None:
         self.labels = manifest.labels
-        self.reader = ShardReader(manifest)
+        self.reader = ShardReader(manifest, storage=storage)
         self.view = view
 
     def __getitem__(self, ids: Ids) -> _Loaded:
@@ -243,17 +259,19 @@ class _BatchReader(Dataset[_Loaded]):
 
 
 def _in_workers(reader: _BatchReader, cut: list[Ids], workers: int) -> Iterator[_Loaded]:
-    loader = DataLoader(
-        reader,
-        sampler=cut,
-        batch_size=None,
-        num_workers=workers,
-        worker_init_fn=_single_thread,
-        generator=torch.Generator(),  # else the loader draws from the global one
-    )
     with warnings.catch_warnings():
+        # More workers than cores are meant where they wait for a server.
+        warnings.filterwarnings("ignore", message="This DataLoader will create")
         # Workers are forked, here, before they start threads of their own.
         warnings.filterwarnings("ignore", message=".*fork.*", category=DeprecationWarning)
+        loader = DataLoader(
+            reader,
+            sampler=cut,
+            batch_size=None,
+            num_workers=workers,
+            worker_init_fn=_single_thread,
+            generator=torch.Generator(),  # else the loader draws from the global one
+        )
         return iter(loader)
 
 

@@ -4,7 +4,12 @@ Tar readers drop samples silently on most kinds of damage, so nothing is read th
 does not name, and everything that it names must be there. The manifest gives each sample's
 byte offset, so a subset is read without touching the rest.
 
-On disk (``manifest.parquet``): columns ``shard`` (dictionary of file names), ``key``,
+A shard's name is a plain path below the manifest, which may itself lie at an address (``https``,
+``s3``). A manifest on local disk may also name shards by their addresses. One that was fetched
+may not, nor can it name local files: it was perhaps written by somebody else, and would be read
+with the rights of whoever reads it.
+
+On disk (``manifest.parquet``): columns ``shard`` (dictionary of names), ``key``,
 ``offset``, ``size`` (bytes of the image inside the shard) and ``label``; the shards' SHA-256,
 sizes and sample counts and the class names are JSON in the schema's metadata.
 """
@@ -19,7 +24,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pbe_fast._files import atomic_path
-from pbe_fast.errors import ShardError
+from pbe_fast._location import is_address, join, location, redacted
+from pbe_fast.data.storage import MissingError, Storage
+from pbe_fast.errors import ConfigError, ShardError
 
 __all__ = ["MANIFEST_NAME", "Manifest", "Shard"]
 
@@ -30,7 +37,7 @@ _VERSION = 1
 
 @dataclass(frozen=True)
 class Shard:
-    """One tar file: its name relative to the manifest, SHA-256 (hex), bytes and samples."""
+    """One tar file: its name below the manifest or its address, SHA-256 (hex), bytes, samples."""
 
     name: str
     sha256: str
@@ -43,7 +50,7 @@ class Manifest:
     """All samples of a data set. A sample's id is its row, 0 to N - 1.
 
     Attributes:
-        root: the folder that shard names are relative to.
+        root: the folder, or its address, that shard names are relative to.
         shards: the tar files, in order; rows are grouped by shard in this order.
         classes: class names; a label is an index into them.
         shard_index: ``(N,)`` int32, index into ``shards``.
@@ -52,7 +59,7 @@ class Manifest:
         labels: ``(N,)`` int32.
     """
 
-    root: Path
+    root: Path | str
     shards: tuple[Shard, ...]
     classes: tuple[str, ...]
     shard_index: npt.NDArray[np.int32]
@@ -69,9 +76,26 @@ class Manifest:
         """How many classes there are, with or without samples."""
         return len(self.classes)
 
+    def shard_location(self, index: int) -> Path | str:
+        """Where shard ``index`` lies: a local path, or an address."""
+        name = self.shards[index].name
+        return name if is_address(name) else join(self.root, name)
+
     def shard_path(self, index: int) -> Path:
-        """Where shard ``index`` lies."""
-        return self.root / self.shards[index].name
+        """Where shard ``index`` lies on local disk.
+
+        Raises:
+            ShardError: it has an address.
+        """
+        place = self.shard_location(index)
+        if not isinstance(place, Path):
+            raise ShardError(f"{place}: is no local file. Copy the shards to a local folder.")
+        return place
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether any shard has an address."""
+        return isinstance(self.root, str) or any(is_address(s.name) for s in self.shards)
 
     def describe(self, sample_id: int) -> str:
         """A sample for people: ``train-000003.tar: 00012/00045_00010``."""
@@ -101,24 +125,20 @@ class Manifest:
         return path
 
     @classmethod
-    def load(cls, path: Path | str) -> "Manifest":
+    def load(cls, path: Path | str, storage: Storage | None = None) -> "Manifest":
         """Read and check a manifest.
 
         Args:
-            path: the folder of the shards, or the ``manifest.parquet`` itself.
+            path: the folder of the shards or its address, or the ``manifest.parquet`` itself.
+            storage: reads what has an address.
 
         Raises:
             ShardError: the file is missing, is no manifest, or contradicts itself.
+            ConfigError: an address that is not supported.
         """
-        file = Path(path)
-        file = file / MANIFEST_NAME if file.is_dir() else file
-        if not file.exists():
-            raise ShardError(
-                f"{file}: there is no such file. Make one with 'pbe-fast shards index FOLDER' "
-                "(an existing WebDataset) or 'pbe-fast shards convert' (anything else)."
-            )
+        file, content = _open(location(path), storage or Storage())
         try:
-            table = pq.read_table(file)
+            table = pq.read_table(content)
             header = json.loads((table.schema.metadata or {})[_METADATA_KEY])
             if header["version"] != _VERSION:
                 raise ShardError(f"{file}: manifest version {header['version']}, not {_VERSION}.")
@@ -135,7 +155,7 @@ class Manifest:
                 [position[name] for name in shard_column.dictionary.to_pylist()], np.int32
             )
             manifest = cls(
-                root=file.parent,
+                root=file.parent if isinstance(file, Path) else file.rpartition("/")[0],
                 shards=shards,
                 classes=classes,
                 shard_index=renumber[shard_column.indices.to_numpy()].astype(np.int32),
@@ -154,12 +174,15 @@ class Manifest:
         manifest._check(file)
         return manifest
 
-    def _check(self, file: Path) -> None:
+    def _check(self, file: Path | str) -> None:
         """Refuse a manifest that contradicts itself, before any byte is read by it."""
         wrong: list[str] = []
         for shard in self.shards:
-            if unsafe_shard_name(shard.name):
-                wrong.append(f"shard name {shard.name!r} is not a plain path below the folder")
+            if isinstance(self.root, Path) and is_address(shard.name):
+                wrong += _address_fault(shard.name)
+            elif unsafe_shard_name(shard.name):
+                shown = redacted(shard.name)
+                wrong.append(f"shard name {shown!r} is not a plain path below the folder")
         counts = np.bincount(self.shard_index, minlength=len(self.shards))
         for shard, count in zip(self.shards, counts, strict=True):
             if count != shard.samples:
@@ -191,6 +214,37 @@ def unsafe_shard_name(name: str) -> bool:
         or "\\" in name
         or "\0" in name
     )
+
+
+def _address_fault(name: str) -> list[str]:
+    try:
+        return (
+            []
+            if location(name) == name
+            else [f"shard name {redacted(name)!r} is not spelled plainly"]
+        )
+    except ConfigError as error:
+        return [str(error)]
+
+
+def _open(place: Path | str, storage: Storage) -> tuple[Path | str, Path | pa.BufferReader]:
+    """Where the manifest lies, and what to read it from."""
+    if isinstance(place, Path):
+        file = place / MANIFEST_NAME if place.is_dir() else place
+        if not file.exists():
+            raise ShardError(f"{file}: there is no such file. {_NO_MANIFEST}")
+        return file, file
+    address = place if place.endswith(".parquet") else str(join(place, MANIFEST_NAME))
+    try:
+        return address, pa.BufferReader(storage.read_object(address))
+    except MissingError as error:
+        raise MissingError(f"{error} {_NO_MANIFEST}") from error
+
+
+_NO_MANIFEST = (
+    "Make one with 'pbe-fast shards index FOLDER' (an existing WebDataset) or 'pbe-fast shards "
+    "convert' (anything else)."
+)
 
 
 def _one_array(column: pa.ChunkedArray) -> pa.StringArray:
