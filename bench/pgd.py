@@ -250,7 +250,7 @@ def main() -> None:
         if kind == "cuda":
             batch, batches = (512, 8) if small else (128, 4)
         else:
-            batch, batches = (64, 2) if small else (4, 2)
+            batch, batches = (32, 2) if small else (4, 2)
         model, test = trained(name, options.folder, str(place))
         results[name] = compare(model, test, place, batch, batches, options.rounds)
     content = {

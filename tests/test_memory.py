@@ -22,7 +22,7 @@ def test_every_sample_is_done_once_and_in_order(count: int, fits: int) -> None:
         return torch.arange(count)[part]
 
     assert in_parts(count, work).tolist() == list(range(count))
-    assert all(2 * size > min(fits, count) or size == 1 for size in sizes) or fits == 1
+    assert all(2 * size >= min(fits, count) for size in sizes)  # no smaller than need be
 
 
 def test_one_sample_that_does_not_fit_is_an_error() -> None:
