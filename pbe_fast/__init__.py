@@ -1,8 +1,9 @@
 """Progressive Backdoor Erasing: an infected classifier in, a purified one and suspects out."""
 
-from pbe_fast.config import PoisonConfig, PurifyConfig, TrainConfig, load_config
+from pbe_fast.config import MineConfig, PoisonConfig, PurifyConfig, TrainConfig, load_config
 from pbe_fast.data.manifest import Manifest
 from pbe_fast.errors import PbeError
+from pbe_fast.mine import mine
 from pbe_fast.models import ModelSpec, load_model
 from pbe_fast.purify import purify
 from pbe_fast.report import write_report
@@ -11,6 +12,7 @@ from pbe_fast.triggers.poisoning import poison
 
 __all__ = [
     "Manifest",
+    "MineConfig",
     "ModelSpec",
     "PbeError",
     "PoisonConfig",
@@ -18,6 +20,7 @@ __all__ = [
     "TrainConfig",
     "load_config",
     "load_model",
+    "mine",
     "poison",
     "purify",
     "train",

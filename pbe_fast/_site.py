@@ -5,14 +5,19 @@ The same object works in this process and in each process of a fleet.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from pbe_fast._jobs import StepLogger, Tester, open_data
+from pbe_fast.adversary import Miner
+from pbe_fast.adversary.examples import shard_examples
 from pbe_fast.config import PurifyConfig
 from pbe_fast.data.loader import ImageData, Quarantine
+from pbe_fast.data.mined import Mined
+from pbe_fast.data.shards import Sample
 from pbe_fast.device import Device
 from pbe_fast.erase import Place, make_pgd, score_shards
 from pbe_fast.erase.identify import Scores
@@ -32,11 +37,19 @@ Truth = npt.NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class Sets:
-    """The opened data: the set that is scored, the clean one, and which samples are poisoned."""
+    """The opened data.
+
+    Attributes:
+        train: the set that is scored.
+        clean: the set of AFT.
+        truth: which samples of ``train`` are poisoned.
+        mined: adversarial examples of the set that is fine-tuned on.
+    """
 
     train: ImageData | None
     clean: ImageData | None
     truth: Truth | None
+    mined: Mined | None = None
 
     @property
     def some(self) -> ImageData:
@@ -45,6 +58,12 @@ class Sets:
         if data is None:
             raise ConfigError("neither data.train nor data.clean is given.")
         return data
+
+    @property
+    def opened(self) -> list[ImageData]:
+        """All that there are."""
+        mined = self.mined.data if self.mined else None
+        return [data for data in (self.train, self.clean, mined) if data is not None]
 
 
 def open_sets(config: PurifyConfig, quarantine: Quarantine) -> Sets:
@@ -58,7 +77,11 @@ def open_sets(config: PurifyConfig, quarantine: Quarantine) -> Sets:
             f"{data.train} has {train.manifest.num_classes} classes, {data.clean} "
             f"{clean.manifest.num_classes}. Convert both with the same classes (--classes-from)."
         )
-    return Sets(train, clean, truth)
+    tuned = clean if config.method == "aft" else train
+    mined = None
+    if data.mined and tuned:
+        mined = Mined.of(open_data(data.mined, data, quarantine), tuned)
+    return Sets(train, clean, truth, mined)
 
 
 @dataclass(frozen=True)
@@ -132,7 +155,8 @@ class Site:
             place.subset,
             stage,
             self.device,
-            pgd=make_pgd(self.config.adversary),
+            pgd=None if self.sets.mined else make_pgd(self.config.adversary),
+            mined=self.sets.mined,
             seed=self.config.seed,
             start=place.position,
             progress=progress,
@@ -181,3 +205,22 @@ class Site:
             batch_size=self.config.eval_batch_size,
             advance=advance,
         )
+
+    def mine(self, shard: int, advance: Callable[[int], None]) -> Iterator[Sample]:
+        """Examples of the infected model, one for each image of a shard of :attr:`data`.
+
+        See :func:`pbe_fast.adversary.examples.shard_examples`.
+        """
+        return shard_examples(
+            self._miner,
+            self.data,
+            shard,
+            batch_size=self.config.eval_batch_size,
+            seed=self.config.seed,
+            advance=advance,
+        )
+
+    @cached_property
+    def _miner(self) -> Miner:
+        """Kept, as it compiles and records what it runs."""
+        return Miner(make_pgd(self.config.adversary), self.infected, self.device)

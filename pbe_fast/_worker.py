@@ -5,14 +5,16 @@ is an :class:`Executor`: this process (:class:`InProcess`), or a fleet.
 """
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from pbe_fast._jobs import fingerprint, restore_state
+from pbe_fast._jobs import code_versions, fingerprint, require_same_code, restore_state
+from pbe_fast._parts import Parts
 from pbe_fast._site import Hooks, Site
 from pbe_fast.data.loader import ImageData
 from pbe_fast.device import Device
@@ -22,10 +24,10 @@ from pbe_fast.errors import RunDirectoryError
 from pbe_fast.evaluate import Accuracy, Counts, auroc
 from pbe_fast.models import Classifier
 from pbe_fast.progress import Clock, Progress, StoppedError
-from pbe_fast.run_directory import RunDirectory, versions
+from pbe_fast.run_directory import RunDirectory
 from pbe_fast.training import Position, Stage
 
-__all__ = ["SCORES_NAME", "Executor", "InProcess", "RunWorker"]
+__all__ = ["SCORES_NAME", "Executor", "Fleet", "InProcess", "RunWorker", "executor_on"]
 
 SCORES_NAME = "scores"
 
@@ -60,6 +62,37 @@ class Executor(Protocol):
     def count(self, current: bool, ids: Ids, progress: Progress) -> Counts:
         """ACC and ASR of the current or the infected model on some test images."""
 
+    def mine(
+        self, parts: Parts, shards: Sequence[int], progress: Progress, stop: Callable[[], bool]
+    ) -> None:
+        """Mine some shards with the infected model; afterwards each of them has its part.
+
+        Raises:
+            StoppedError: ``stop`` said so.
+        """
+
+
+class Fleet(Protocol):
+    """Other processes that do the arithmetic; ``pipelines.fleet`` has one."""
+
+    def choose_device(self, *args: Any, **kwargs: Any) -> Device:
+        """As :func:`pbe_fast.device.choose_device`, on a worker's device."""
+
+    def executor(self, site: Site, run: RunDirectory) -> AbstractContextManager[Executor]:
+        """Workers with the site's configuration, models and data; ended after the block."""
+
+
+@contextmanager
+def executor_on(fleet: Fleet | None, site: Site, run: RunDirectory) -> Iterator[Executor]:
+    """A fleet's workers, or this process."""
+    if fleet is None:
+        site.device.place(site.infected)
+        site.device.place(site.model)
+        yield InProcess(site)
+        return
+    with fleet.executor(site, run) as executor:
+        yield executor
+
 
 class InProcess:
     """Everything in this process."""
@@ -92,6 +125,19 @@ class InProcess:
         """See :class:`Executor`."""
         return self.site.count(current, ids, progress.advance)
 
+    def mine(
+        self, parts: Parts, shards: Sequence[int], progress: Progress, stop: Callable[[], bool]
+    ) -> None:
+        """See :class:`Executor`."""
+
+        def advance(images: int) -> None:
+            progress.advance(images)
+            if stop():  # a shard may take long, and whoever stops a job waits for a minute
+                raise StoppedError
+
+        for shard in shards:
+            parts.write(self.site.data.manifest, shard, self.site.mine(shard, advance))
+
 
 class RunWorker:
     """Has units of work done, and keeps in the run directory what a new start needs."""
@@ -110,7 +156,7 @@ class RunWorker:
         self.run, self.executor = run, executor
         self.progress, self.stop, self.accept_changes = progress, stop, accept_changes
         sets = site.sets
-        self.inputs = fingerprint(site.config.model.checkpoint, sets.train, sets.clean)
+        self.inputs = fingerprint(site.config.model.checkpoint, *sets.opened)
         self.clock = Clock()
         self.rounds: list[dict[str, Any]] = []
         self.infected_result: dict[str, float] | None = None
@@ -199,7 +245,7 @@ class RunWorker:
                 "rounds": self.rounds,
                 "infected": self.infected_result,
                 "inputs": self.inputs,
-                "code": _code(),
+                "code": code_versions(),
             },
         )
 
@@ -211,16 +257,7 @@ class RunWorker:
         Raises:
             RunDirectoryError: the state is damaged, or about another model or other data.
         """
-        changed = [f"{k} was {header.get('code', {}).get(k)}, now {v}" for k, v in _code().items()
-                   if header.get("code", {}).get(k) != v]  # fmt: skip
-        if changed and not self.accept_changes:
-            raise RunDirectoryError(
-                f"{self.run.path}: was begun with other versions, whose results may differ: "
-                f"{'; '.join(changed)}. Go on with those, choose another --out, or give "
-                "--accept-changes."
-            )
-        if changed:
-            self.run.logger.warning("changed versions accepted: %s", "; ".join(changed))
+        require_same_code(self.run, header, self.accept_changes)
         position, self.clock = restore_state(self.run, self.model, tensors, header, self.inputs)
         try:
             self.rounds = [dict(facts) for facts in header["rounds"]]
@@ -245,12 +282,6 @@ def _weights_digest(model: Classifier) -> str:
             value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
         )
     return sha.hexdigest()
-
-
-def _code() -> dict[str, str]:
-    """The versions that decide the bytes of a result."""
-    found = versions()
-    return {name: found[name] for name in ("pbe-fast", "torch")}
 
 
 def _ids(subset: torch.Tensor) -> Ids:

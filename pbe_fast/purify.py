@@ -1,29 +1,29 @@
 """The main job: an infected classifier in, a purified classifier and a list of suspects out."""
 
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable
 from copy import deepcopy
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from pbe_fast._jobs import (
     Tester,
     augment_for,
     finished_before,
+    load_given,
     log_file,
-    model_spec,
     run_facts,
     settle_device,
 )
-from pbe_fast._site import Sets, Site, open_sets
-from pbe_fast._worker import SCORES_NAME, Executor, InProcess, RunWorker
+from pbe_fast._site import Site, open_sets
+from pbe_fast._tensorboard import scalars
+from pbe_fast._worker import SCORES_NAME, Fleet, RunWorker, executor_on
 from pbe_fast.config import PurifyConfig
 from pbe_fast.data.loader import Quarantine
-from pbe_fast.device import Device, choose_device
+from pbe_fast.device import choose_device
 from pbe_fast.erase import Place, Round, aft_stage, pbe_rounds, run_rounds
 from pbe_fast.errors import ConfigError
-from pbe_fast.models import Classifier, load_model, save_model
+from pbe_fast.models import save_model
 from pbe_fast.progress import Progress, Silent
 from pbe_fast.report import write_report
 from pbe_fast.run_directory import RunDirectory
@@ -32,16 +32,6 @@ from pbe_fast.suspects import SUSPECTS_NAME, suspect_metrics, write_suspects
 __all__ = ["PURIFIED_NAME", "SUSPECTS_NAME", "Fleet", "purify"]
 
 PURIFIED_NAME = "purified.safetensors"
-
-
-class Fleet(Protocol):
-    """Other processes that do the arithmetic; ``pipelines.fleet`` has one."""
-
-    def choose_device(self, *args: Any, **kwargs: Any) -> Device:
-        """As :func:`pbe_fast.device.choose_device`, on a worker's device."""
-
-    def executor(self, site: Site, run: RunDirectory) -> AbstractContextManager[Executor]:
-        """Workers with the site's configuration, models and data; ended after the block."""
 
 
 def purify(
@@ -54,6 +44,11 @@ def purify(
     accept_changes: bool = False,
 ) -> dict[str, Any]:
     """Erase a backdoor, by AFT with a clean set or by PBE without one.
+
+    With ``data.mined`` adversarial batches are read instead of mined: examples of the infected
+    model, which :func:`pbe_fast.mine` made once, of each image as it is, without augmentation. The
+    method mines against the current model in every batch, so this is an approximation that gives
+    up some faithfulness for speed; all else is the same.
 
     Args:
         config: ``model.checkpoint`` is needed, and ``data.clean`` (AFT) or ``data.train`` (PBE).
@@ -77,18 +72,23 @@ def purify(
     if done is not None:
         return done
     with run.locked(), log_file(run) as log:
+        run.mirror = scalars(out / "tensorboard")
         if run.changes:
             log.warning("changed configuration accepted: %s", "; ".join(run.changes))
         quarantine = Quarantine(out / "quarantine.jsonl", config.data.quarantine_budget)
         sets = open_sets(config, quarantine)
-        infected, model = _load_twice(config, sets)
+        infected = load_given(config, sets.some)
+        model = deepcopy(infected)
+        infected.requires_grad_(False)
         tester = Tester(config, quarantine, infected.spec.num_classes, progress)
         state = run.load_state(progress.say)
         choose = choose_device if fleet is None else fleet.choose_device
         config, device = settle_device(config, run, infected, choose)
         log.info("%s on %s in %s", config.method, device.torch, device.precision)
+        if sets.mined is not None and sets.mined.missing:
+            log.warning("%d images have no mined example, and are left out", sets.mined.missing)
         site = Site(config, sets, infected, model, tester, device)
-        with _executor(site, run, fleet) as executor:
+        with executor_on(fleet, site, run) as executor:
             worker = RunWorker(site, run, executor, progress, stop, accept_changes)
             if state is None:
                 first = worker.whole_test(False, "infected: ACC, ASR")
@@ -128,17 +128,6 @@ def purify(
     return metrics
 
 
-@contextmanager
-def _executor(site: Site, run: RunDirectory, fleet: Fleet | None) -> Iterator[Executor]:
-    if fleet is None:
-        site.device.place(site.infected)
-        site.device.place(site.model)
-        yield InProcess(site)
-        return
-    with fleet.executor(site, run) as executor:
-        yield executor
-
-
 def _resolve_method(config: PurifyConfig) -> PurifyConfig:
     """``auto`` becomes AFT or PBE; what the method needs must be there."""
     if config.model.checkpoint is None:
@@ -160,29 +149,3 @@ def _rounds(config: PurifyConfig) -> list[Round]:
     if config.method == "aft":
         return [Round(aft_stage(config.aft, augment, config.data.flip), None)]
     return pbe_rounds(config.pbe, augment, config.data.flip)
-
-
-def _load_twice(config: PurifyConfig, sets: Sets) -> tuple[Classifier, Classifier]:
-    """The infected model to compare with, and the one that is changed."""
-    checkpoint = config.model.checkpoint
-    if checkpoint is None:
-        raise ConfigError("no model to purify: give its weights as model.checkpoint.")
-    classes = sets.some.manifest.num_classes
-    spec = None
-    if not config.model.name and (config.model.options or config.model.mean or config.model.std):
-        raise ConfigError("model options are given, but no model.name that they belong to.")
-    if config.model.name:
-        spec = model_spec(config, classes)
-    infected = load_model(checkpoint, spec)
-    if infected.spec.num_classes != classes:
-        raise ConfigError(
-            f"{checkpoint} is a model of {infected.spec.num_classes} classes, but "
-            f"{sets.some.manifest.root} has {classes}."
-        )
-    if infected.spec.image_size != config.data.image_size:
-        raise ConfigError(
-            f"{checkpoint} is a model for images of {infected.spec.image_size} pixels, but "
-            f"data.image_size is {config.data.image_size}. Set it to {infected.spec.image_size}."
-        )
-    changed = deepcopy(infected)
-    return infected.requires_grad_(False), changed

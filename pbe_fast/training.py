@@ -8,6 +8,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any, Literal
 
 import numpy as np
@@ -20,6 +21,7 @@ from pbe_fast.adversary import PGD, Miner
 from pbe_fast.config import SgdConfig
 from pbe_fast.data.augment import Augment, View
 from pbe_fast.data.loader import Batch, ImageData
+from pbe_fast.data.mined import Mined
 from pbe_fast.data.order import batches, epoch_order
 from pbe_fast.device import Device
 from pbe_fast.errors import ConfigError, DivergenceError
@@ -112,6 +114,7 @@ def fit(
     device: Device,
     *,
     pgd: PGD | None,
+    mined: Mined | None = None,
     seed: int,
     start: Position | None = None,
     progress: Progress,
@@ -132,7 +135,8 @@ def fit(
     Args:
         model: on the device; left in eval mode.
         data, ids: the images to train on, with the labels of their manifest.
-        pgd: the adversary; needed where the stage has adversarial batches.
+        pgd: the adversary; this or ``mined`` is needed where the stage has adversarial batches.
+        mined: examples of ``data``, taken in adversarial batches instead of mining.
         checkpoint: called between batches when ``checkpoint_seconds`` have passed.
         say: told how adversarial examples are mined.
         on_epoch: called after each epoch with the number of epochs done; may evaluate.
@@ -142,7 +146,7 @@ def fit(
 
     Raises:
         StoppedError: ``stop`` said so.
-        ValueError: the stage has adversarial batches and there is no adversary.
+        ValueError: the stage has adversarial batches, and nothing to make them with.
         ConfigError: there are fewer than two images.
         DivergenceError: a weight is no finite number any more.
     """
@@ -185,7 +189,13 @@ def fit(
             model.train()
             began = time.perf_counter()
             cut = batches(order, stage.batch_size)[first:]
-            read = data.read_batches([share.part(part) for part in cut], view)
+            parts = [share.part(part) for part in cut]
+            ready = 0  # batches that are mined already, which are the first ones of an epoch
+            if mined is not None:
+                ready = sum(stage.is_adversarial(epoch, first + i) for i in range(len(parts)))
+            read = data.read_batches(parts[ready:], view)
+            if mined is not None and ready:
+                read = chain(mined.read_batches(parts[:ready]), read)
             for index, (whole, batch) in enumerate(zip(cut, read, strict=True), start=first):
                 images_seen = len(batch.ids) if share.world == 1 else len(whole)
                 if images_seen < 2:  # batch norm needs two; a last batch of one teaches nothing
@@ -195,7 +205,7 @@ def fit(
                 # Dropout draws from torch's own generator, which a new start would not have kept.
                 torch.manual_seed(_batch_seed(seed, stage.round, epoch, index) + share.rank)
                 adversarial = stage.is_adversarial(epoch, index)
-                if adversarial:
+                if adversarial and mined is None:
                     if miner is None:
                         raise ValueError(
                             f"stage {stage.name} has adversarial batches but no adversary"

@@ -75,7 +75,7 @@ def weights_of(model: Classifier) -> dict[str, Tensor]:
 def noted(site: Site) -> Damage:
     """The undecodable images that a worker has met since it was last asked."""
     found: Damage = {}
-    for data in (site.sets.train, site.sets.clean, site.tester.data):
+    for data in (*site.sets.opened, site.tester.data):
         if data is not None:
             found |= data.quarantine.reasons
             data.quarantine.reasons.clear()
@@ -88,10 +88,10 @@ def report_damage(sets: Sets, tester: Tester, damage: Damage) -> None:
     Raises:
         QuarantineError: it is spent.
     """
-    opened = [data for data in (sets.train, sets.clean, tester.data) if data is not None]
+    opened = [data for data in (*sets.opened, tester.data) if data is not None]
     for (root, _, key), reason in damage.items():
         for data in opened:
-            if _absolute(data.manifest.root) == root:
+            if str(_absolute(data.manifest.root)) == root:
                 row = data.manifest.keys.index(key).as_py()
                 data.quarantine.add(data.manifest, [(row, reason)])
                 break
@@ -102,7 +102,7 @@ def with_absolute_paths(config: PurifyConfig) -> PurifyConfig:
     data = config.data
     update: dict[str, Any] = {
         name: _absolute(getattr(data, name))
-        for name in ("train", "clean", "test", "attack", "truth")
+        for name in ("train", "clean", "mined", "test", "attack", "truth")
         if getattr(data, name) is not None
     }
     return config.model_copy(update={"data": data.model_copy(update=update)})

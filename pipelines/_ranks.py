@@ -31,6 +31,7 @@ from pbe_fast.parallel import Share, share_batch_norm
 from pbe_fast.progress import Clock, StoppedError
 from pbe_fast.training import Position, Stage
 from pipelines._blueprint import Blueprint, Damage, noted, weights_of
+from pipelines._counter import count_images
 from pipelines._fleet_options import FleetOptions, WorkersLostError
 from pipelines._mailbox import Mailbox, pack, run_rank, unpack
 
@@ -70,6 +71,7 @@ class _Line:
 
     def advance(self, images: int) -> None:
         """See :class:`pbe_fast.progress.Progress`."""
+        count_images("finetune", images)
         self.images += images
         if time.monotonic() - self.told > _TELL_SECONDS:
             self.flush()
@@ -82,7 +84,10 @@ class _Line:
 
     def say(self, text: str) -> None:
         """See :class:`pbe_fast.progress.Progress`."""
-        self.post("say", text)
+        self.post("log", text)
+
+    def detail(self, text: str) -> None:
+        """Nothing; the driver knows how many ranks there are."""
 
 
 class _Nobody:
@@ -95,6 +100,9 @@ class _Nobody:
         """Nothing."""
 
     def say(self, text: str) -> None:
+        """Nothing."""
+
+    def detail(self, text: str) -> None:
         """Nothing."""
 
 

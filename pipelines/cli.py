@@ -5,7 +5,6 @@ what is wrong and what to do.
 """
 
 import json
-import os
 import signal
 import sys
 import threading
@@ -21,13 +20,14 @@ from rich.table import Table
 from rich.text import Text
 
 from pbe_fast import evaluate as evaluation
-from pbe_fast.config import PoisonConfig, PurifyConfig, TrainConfig, load_config
+from pbe_fast.config import MineConfig, PoisonConfig, PurifyConfig, TrainConfig, load_config
 from pbe_fast.data import ImageData, Manifest
 from pbe_fast.device import choose_device
 from pbe_fast.errors import ConfigError, PbeError
+from pbe_fast.mine import mine
 from pbe_fast.models import ModelSpec, load_model
 from pbe_fast.progress import StoppedError
-from pbe_fast.purify import PURIFIED_NAME, SUSPECTS_NAME, Fleet, purify
+from pbe_fast.purify import PURIFIED_NAME, SUSPECTS_NAME, purify
 from pbe_fast.report import write_report
 from pbe_fast.run_directory import versions
 from pbe_fast.train import MODEL_NAME, train
@@ -41,7 +41,23 @@ from pipelines._console import (
     progress_bars,
     result_table,
 )
-from pipelines._guard import need_ray
+from pipelines._options import (
+    AcceptChanges,
+    Config,
+    CpusPerWorker,
+    Device,
+    GpusPerWorker,
+    ImageSize,
+    Insecure,
+    ModelName,
+    Ray,
+    Seed,
+    Settings,
+    Width,
+    Workers,
+    WorkerTimeout,
+    fleet_of,
+)
 from pipelines._submit_command import submit_command
 from pipelines.demo import run_demo
 
@@ -55,29 +71,6 @@ app = typer.Typer(
 )
 app.add_typer(shards.app, name="shards")
 app.command(name="submit", context_settings={"allow_interspersed_args": False})(submit_command)
-
-Config = Annotated[
-    Path | None, typer.Option("--config", metavar="FILE", help="YAML with any of the keys.")
-]
-Settings = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="One key of the configuration; repeatable."),
-]
-Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N.")]
-Seed = Annotated[int | None, typer.Option(help="Of everything that is random.")]
-ModelName = Annotated[
-    str | None,
-    typer.Option(
-        "--model",
-        metavar="NAME",
-        help="builtin:preact_resnet18, timm:NAME, torchvision:NAME or FILE.py:factory "
-        "(which runs that file).",
-    ),
-]
-ImageSize = Annotated[int | None, typer.Option(help="Side in pixels, such as 32 or 224.")]
-Width = Annotated[
-    int | None, typer.Option(help="Width of builtin:preact_resnet18; 64 is the usual one.")
-]
 
 _GOES_ON = "The same command goes on from the last saved state."
 
@@ -249,6 +242,12 @@ def purify_command(
     clean: Annotated[
         Path | None, typer.Option(metavar="SHARDS", help="Clean shards; makes the method AFT.")
     ] = None,
+    mined: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="SHARDS", help="Examples of 'pbe-fast mine', in place of mining; see below."
+        ),
+    ] = None,
     test: Annotated[Path | None, typer.Option(metavar="SHARDS", help="Clean test shards.")] = None,
     attack: Annotated[
         Path | None, typer.Option(metavar="FILE", help=f"{ATTACK_NAME}, to measure the ASR.")
@@ -266,32 +265,13 @@ def purify_command(
     settings: Settings = None,
     device: Device = None,
     seed: Seed = None,
-    ray: Annotated[
-        str | None,
-        typer.Option(
-            "--ray",
-            metavar="ADDRESS",
-            help="Work on a Ray cluster: HOST:PORT, 'auto' for the one that this machine is part "
-            "of, 'local' for one of its own.",
-        ),
-    ] = None,
-    workers: Annotated[int, typer.Option(min=1, help="Processes on the cluster.")] = 1,
-    gpus_per_worker: Annotated[
-        float | None, typer.Option(min=0, help="May be a fraction. [default: 1 on CUDA]")
-    ] = None,
-    cpus_per_worker: Annotated[
-        int | None, typer.Option(min=1, help="Also its threads. [default: CPUs / workers]")
-    ] = None,
-    worker_timeout: Annotated[
-        float, typer.Option(min=1, help="Seconds after which a silent worker is given up.")
-    ] = 600.0,
-    insecure: Annotated[
-        bool, typer.Option("--insecure", help="Use a cluster that others reach without a token.")
-    ] = False,
-    accept_changes: Annotated[
-        bool,
-        typer.Option("--accept-changes", help="Go on with another configuration or version."),
-    ] = False,
+    ray: Ray = None,
+    workers: Workers = 1,
+    gpus_per_worker: GpusPerWorker = None,
+    cpus_per_worker: CpusPerWorker = None,
+    worker_timeout: WorkerTimeout = 600.0,
+    insecure: Insecure = False,
+    accept_changes: AcceptChanges = False,
 ) -> None:
     """Erase a backdoor: a purified model, and the training images under suspicion.
 
@@ -302,6 +282,11 @@ def purify_command(
     With --ray the work is spread over the workers of a cluster; every machine
     of it must see the shards and --out under the same paths. On SIGTERM the
     state is kept, as on Ctrl-C; the same command goes on.
+
+    --mined takes what 'pbe-fast mine' made of the set that is fine-tuned on:
+    that of --clean, or without it that of --data. These are examples of the
+    infected model, without augmentation, while the method mines in every
+    batch against the model that it has come to: faster, and less faithful.
 
     \b
     Examples:
@@ -324,6 +309,7 @@ def purify_command(
             "model.options.width": width,
             "data.train": data,
             "data.clean": clean,
+            "data.mined": mined,
             "data.test": test,
             "data.attack": attack,
             "data.truth": truth,
@@ -333,12 +319,11 @@ def purify_command(
             "seed": seed,
         },
     )
+    where = (ray, workers, gpus_per_worker, cpus_per_worker, worker_timeout, insecure)
     console = Console()
     with (
         _working(console, _GOES_ON) as progress,
-        _fleet(
-            ray, workers, gpus_per_worker, cpus_per_worker, worker_timeout, insecure, options
-        ) as fleet,
+        fleet_of(*where, options.device) as fleet,
         _told_to_stop() as stop,
     ):
         metrics = purify(
@@ -354,6 +339,75 @@ def purify_command(
     if "suspects" in metrics:
         _say(console, f"Suspects:       {out / SUSPECTS_NAME}")
     _say(console, f"Report:         {out / 'report.html'}")
+
+
+@app.command(name="mine")
+def mine_command(
+    checkpoint: Annotated[
+        Path, typer.Argument(metavar="MODEL", help="Weights: .safetensors, .pt or .pth.")
+    ],
+    shards: Annotated[Path, typer.Argument(metavar="SHARDS", help="What is mined from.")],
+    out: Annotated[Path, typer.Option("--out", help="Shards to write; the same one goes on.")],
+    model: ModelName = None,
+    width: Width = None,
+    image_size: ImageSize = None,
+    config: Config = None,
+    settings: Settings = None,
+    device: Device = None,
+    seed: Seed = None,
+    ray: Ray = None,
+    workers: Workers = 1,
+    gpus_per_worker: GpusPerWorker = None,
+    cpus_per_worker: CpusPerWorker = None,
+    worker_timeout: WorkerTimeout = 600.0,
+    insecure: Insecure = False,
+    accept_changes: AcceptChanges = False,
+) -> None:
+    """Mine adversarial examples ahead, for several purifications to share.
+
+    Writes an untargeted adversarial example of every image as shards, PNG
+    with the same keys and labels; 'pbe-fast purify --mined' takes them.
+    Rounding to whole grey levels moves a pixel by up to half a level; it
+    stays in the ball of L-inf.
+
+    Each shard is mined for itself. What is finished is kept when the job is
+    stopped, and the same command goes on; --ray, --model and --image-size as
+    in purify.
+
+    \b
+    Examples:
+      pbe-fast mine runs/infected/model.safetensors shards/train \\
+        --out shards/mined
+      pbe-fast purify runs/infected/model.safetensors \\
+        --clean shards/train --mined shards/mined --out runs/pure
+      pbe-fast mine resnet50.pth shards/clean --model torchvision:resnet50 \\
+        --image-size 224 --out shards/mined --ray auto --workers 8
+    """
+    options = load_config(
+        MineConfig,
+        config,
+        settings or (),
+        {
+            "model.checkpoint": checkpoint,
+            "model.name": model,
+            "model.options.width": width,
+            "data.train": shards,
+            "data.image_size": image_size,
+            "device": device,
+            "seed": seed,
+        },
+    )
+    where = (ray, workers, gpus_per_worker, cpus_per_worker, worker_timeout, insecure)
+    console = Console()
+    with (
+        _working(console, "Finished shards are kept; the same command goes on.") as progress,
+        fleet_of(*where, options.device) as fleet,
+        _told_to_stop() as stop,
+    ):
+        metrics = mine(
+            options, out, progress, fleet=fleet, stop=stop, accept_changes=accept_changes
+        )
+    _say(console, f"{metrics['images']:,} adversarial examples in {out}")
 
 
 @app.command(name="evaluate")
@@ -425,40 +479,6 @@ def report(
       pbe-fast report runs/pure
     """
     _say(Console(), f"Report: {write_report(run)}")
-
-
-@contextmanager
-def _fleet(
-    address: str | None,
-    workers: int,
-    gpus: float | None,
-    cpus: int | None,
-    timeout: float,
-    insecure: bool,
-    options: PurifyConfig,
-) -> Iterator[Fleet | None]:
-    """The fleet that the options ask for; None to work in this process."""
-    if address is None:
-        if workers != 1 or gpus is not None or cpus is not None:
-            raise ConfigError("--workers and what belongs to it need --ray: give --ray local.")
-        yield None
-        return
-    need_ray()
-    from pipelines.fleet import FleetOptions, connected
-
-    if gpus is None:
-        cuda = options.device.startswith("cuda") or torch.cuda.is_available()
-        gpus = 1.0 if cuda and options.device != "cpu" else 0.0
-    fleet = FleetOptions(
-        address=None if address == "local" else address,
-        workers=workers,
-        gpus=gpus,
-        cpus=cpus or max(1, (os.cpu_count() or 1) // workers),
-        timeout=timeout,
-        insecure=insecure,
-    )
-    with connected(fleet) as found:
-        yield found
 
 
 @contextmanager

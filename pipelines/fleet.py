@@ -7,6 +7,8 @@ to a pool of actors, a shard or a piece of the test set at a time.
 
 import logging
 import os
+import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -19,6 +21,7 @@ import ray
 import torch
 from torch import Tensor, nn
 
+from pbe_fast._parts import Parts
 from pbe_fast._site import Hooks, Site
 from pbe_fast.device import Device, choose_device
 from pbe_fast.erase import Place, ScoreFiles
@@ -28,6 +31,7 @@ from pbe_fast.progress import Clock, Progress
 from pbe_fast.run_directory import RunDirectory
 from pbe_fast.training import Stage
 from pipelines._blueprint import Blueprint, Damage, noted, report_damage, weights_of
+from pipelines._counter import count_images
 from pipelines._fleet_options import FleetError, FleetOptions, WorkersLostError
 from pipelines._guard import guard_address, start_local
 from pipelines._pool import Pool
@@ -88,7 +92,7 @@ def _look(
 
 
 class Scorer:
-    """An actor that holds both models, and scores and measures."""
+    """An actor that holds both models, and scores, measures and mines."""
 
     def __init__(self, blueprint: Blueprint) -> None:
         self.site = blueprint.build()
@@ -104,13 +108,21 @@ class Scorer:
         manifest = self.site.sets.some.manifest
         for index, scores in self.site.score([shard], lambda _: None):
             files.write(manifest, index, scores)
+        count_images("score", manifest.shards[shard].samples)
         return manifest.shards[shard].samples, noted(self.site)
 
     def count(
         self, current: bool, ids: Ids, version: int, weights: Sequence[Any]
     ) -> tuple[Counts, Damage]:
         self._take(version, weights)
+        count_images("evaluate", len(ids))
         return self.site.count(current, ids, lambda _: None), noted(self.site)
+
+    def mine(self, parts: Parts, shard: int) -> tuple[int, Damage]:
+        manifest = self.site.data.manifest
+        parts.write(manifest, shard, self.site.mine(shard, lambda _: None))
+        count_images("mine", manifest.shards[shard].samples)
+        return manifest.shards[shard].samples, noted(self.site)
 
     def _take(self, version: int, weights: Sequence[Any]) -> None:
         if version != self.version:
@@ -129,7 +141,7 @@ class FleetExecutor:
         self._blueprint = ray.put(Blueprint.of(site, options.cpus))
         self._pool: Pool[Any] | None = None
         self._version, self._weights = 0, ray.put(weights_of(site.model))
-        self._say = run.logger.warning
+        self._say, self._log = run.logger.warning, run.logger.info
 
     @property
     def device(self) -> Device:
@@ -189,11 +201,43 @@ class FleetExecutor:
         def call(actor: Any, shard: int) -> Any:
             return actor.score.remote(files, shard, self._version, [self._weights])
 
+        self._by_shard(call, shards, progress, stop)
+
+    def mine(
+        self, parts: Parts, shards: Sequence[int], progress: Progress, stop: Callable[[], bool]
+    ) -> None:
+        """See :class:`pbe_fast._worker.Executor`."""
+        parts = replace(parts, folder=Path(os.path.abspath(parts.folder)))
+
+        def call(actor: Any, shard: int) -> Any:
+            return actor.mine.remote(parts, shard)
+
+        self._by_shard(call, shards, progress, stop)
+
+    def _by_shard(
+        self,
+        call: Callable[[Any, int], Any],
+        shards: Sequence[int],
+        progress: Progress,
+        stop: Callable[[], bool],
+    ) -> None:
+        """Have every shard worked on; ``call`` starts it on an actor."""
+        began, images = time.monotonic(), Counter[int]()
+        finished = [0]
+
         def done(_: int, result: tuple[int, Damage], worker: int) -> None:
+            images[worker] += result[0]
+            finished[0] += 1
+            progress.detail(
+                f"{finished[0]} of {len(shards)} shards, "
+                f"{_rates(images, time.monotonic() - began)} images/s by worker"
+            )
             progress.advance(result[0])
             self._damage(result[1])
 
         self._run(list(shards), call, done, stop)
+        seconds = time.monotonic() - began
+        self._log(f"{len(shards)} shards, {_rates(images, seconds)} images/s by worker")
 
     def count(self, current: bool, ids: Ids, progress: Progress) -> Counts:
         """See :class:`pbe_fast._worker.Executor`."""
@@ -220,7 +264,7 @@ class FleetExecutor:
 
     def _run(self, units: Sequence[Any], call: Any, done: Any, stop: Callable[[], bool]) -> None:
         if self._pool is None:
-            actor = ray.remote(self._scorer).options(
+            actor: Any = ray.remote(self._scorer).options(
                 num_cpus=self.options.cpus, num_gpus=self.options.gpus
             )
             self._pool = Pool(lambda: actor.remote(self._blueprint), self.options, self._say)
@@ -240,6 +284,10 @@ class FleetExecutor:
 
     def _damage(self, damage: Damage) -> None:
         report_damage(self.site.sets, self.site.tester, damage)
+
+
+def _rates(images: Mapping[int, int], seconds: float) -> str:
+    return ", ".join(f"{images[worker] / max(seconds, 1e-9):,.0f}" for worker in sorted(images))
 
 
 @contextmanager

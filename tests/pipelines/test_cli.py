@@ -151,11 +151,11 @@ def test_from_images_to_a_purified_model_and_its_report(
             assert str(out / name) in ended.out.replace("\n", "")
         _check_run(out, method, Manifest.load(bad))
 
-        before = {path.name: path.read_bytes() for path in out.iterdir()}
+        before = _files(out)
         again = run(*command)
         assert again.code == 0, again.err
         assert "is finished already" in again.out
-        assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+        assert _files(out) == before
 
         (out / "report.html").unlink()
         assert run("report", out).code == 0
@@ -166,11 +166,15 @@ def test_from_images_to_a_purified_model_and_its_report(
     assert "pbe.lr was 0.01, now 0.5" in refused.err
 
 
+def _files(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+
+
 def _check_run(out: Path, method: str, manifest: Manifest) -> None:
     """What DESIGN says that a run directory holds."""
     assert {path.name for path in out.iterdir()} == {
         "config.yaml", "purified.safetensors", "metrics.json", "metrics.jsonl",
-        "suspects.parquet", "report.html", "log.txt",
+        "suspects.parquet", "report.html", "log.txt", "tensorboard", ".lock",
     }  # fmt: skip
     config = yaml.safe_load((out / "config.yaml").read_text())
     assert config["method"] == method

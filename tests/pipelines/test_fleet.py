@@ -96,6 +96,9 @@ class Told:
     def say(self, text: str) -> None:
         self.lines.append(text)
 
+    def detail(self, text: str) -> None:
+        self.lines.append(text)
+
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:

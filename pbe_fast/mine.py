@@ -1,0 +1,206 @@
+"""Mining ahead of time: an adversarial example of every image of a data set, kept as shards.
+
+Several purifications of a model can then share them (``data.mined``). They are examples of the
+model as it was given, while a purification that mines by itself mines against the model that it
+has come to.
+"""
+
+import hashlib
+import json
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from pbe_fast._jobs import (
+    Tester,
+    code_versions,
+    fingerprint,
+    load_given,
+    log_file,
+    require_same_code,
+    require_same_inputs,
+    run_facts,
+    settle_device,
+)
+from pbe_fast._parts import Parts, joined
+from pbe_fast._site import Site, open_sets
+from pbe_fast._worker import Fleet, executor_on
+from pbe_fast.config import DataConfig, MineConfig, PurifyConfig
+from pbe_fast.data.loader import Quarantine
+from pbe_fast.data.manifest import Manifest
+from pbe_fast.device import choose_device
+from pbe_fast.errors import ConfigError, RunDirectoryError, ShardError
+from pbe_fast.progress import Clock, Progress, Silent
+from pbe_fast.run_directory import RunDirectory
+
+__all__ = ["mine"]
+
+PARTS_NAME = "parts"
+_UNUSED = ("clean", "clean_fraction", "mined", "test", "attack", "truth", "augment", "flip")
+
+
+def mine(
+    config: MineConfig,
+    out: Path,
+    progress: Progress | None = None,
+    *,
+    fleet: Fleet | None = None,
+    stop: Callable[[], bool] | None = None,
+    accept_changes: bool = False,
+) -> dict[str, Any]:
+    """Mine an untargeted adversarial example of every image, and write them as shards.
+
+    Images are taken as they are measured: brought to one size, without augmentation. Examples keep
+    keys and labels, and are PNG, since JPEG would destroy them. A file holds whole levels of 1/255,
+    so rounding moves a pixel by up to half a level; in L-inf an example stays in the ball. In L2
+    it may leave it by that much, and a perturbation that is spread thinner than half a level a
+    pixel, as a usual one is in large images, is lost.
+
+    Args:
+        config: ``model.checkpoint`` and ``data.train`` are needed; no other set is used.
+        out: the run directory, and the data set that is made: ``manifest.parquet``, and one folder
+            in ``parts`` for each shard. The same call on it goes on where it stopped.
+        fleet: does the arithmetic; None does it in this process.
+        stop: asked now and then whether to stop; shards that are done are kept.
+        accept_changes: go on with a run that was begun with another configuration or version.
+            Parts that were mined with another configuration are mined again.
+
+    Returns:
+        the content of ``metrics.json``.
+
+    Raises:
+        PbeError: the configuration, the model or the data is unusable.
+        StoppedError: ``stop`` said so; the same call goes on.
+    """
+    progress, stop = progress or Silent(), stop or (lambda: False)
+    _require_sense(config)
+    run = RunDirectory.open(out, config, accept_changes)
+    metrics = run.finished()
+    if metrics is not None:
+        progress.say(f"{out} is finished already.")
+        return metrics
+    with run.locked(), log_file(run) as log:
+        if run.changes:
+            log.warning("changed configuration accepted: %s", "; ".join(run.changes))
+        quarantine = Quarantine(out / "quarantine.jsonl", config.data.quarantine_budget)
+        sets = open_sets(_for_site(config), quarantine)
+        data = sets.some
+        model = load_given(_for_site(config), data).requires_grad_(False)
+        inputs, clock = fingerprint(config.model.checkpoint, data), Clock()
+        state = run.load_state(progress.say)
+        if state is not None:
+            header = state[1]
+            require_same_inputs(run, header, inputs)
+            require_same_code(run, header, accept_changes)
+            clock = Clock(header["seconds"], header["images"])
+        choose = choose_device if fleet is None else fleet.choose_device
+        config, device = settle_device(config, run, model, choose)
+        log.info("mining on %s in %s", device.torch, device.precision)
+        tester = Tester(_for_site(config), quarantine, model.spec.num_classes, progress)
+        site = Site(_for_site(config), sets, model, model, tester, device)
+        parts = Parts(out / PARTS_NAME, _key(config, inputs[0]))
+
+        def save() -> None:
+            facts = {"inputs": inputs, "code": code_versions()}
+            run.save_state({}, {**facts, "seconds": clock.seconds, "images": clock.images})
+
+        save()
+        made = _mine_parts(site, run, parts, fleet, progress, stop, clock, save)
+        for left_over in parts.folder.glob(".*"):  # of workers that were killed
+            shutil.rmtree(left_over, ignore_errors=True)
+        made.save(out)
+        metrics = {
+            "kind": "mine",
+            "model": {
+                "name": model.spec.name,
+                "options": dict(model.spec.options),
+                "classes": model.spec.num_classes,
+            },
+            "images": len(made),
+            "adversary": config.adversary.model_dump(mode="json"),
+            **run_facts(config, clock, quarantine),
+        }
+        run.finish(metrics)
+        log.info("finished: %d examples", len(made))
+    return metrics
+
+
+def _mine_parts(
+    site: Site,
+    run: RunDirectory,
+    parts: Parts,
+    fleet: Fleet | None,
+    progress: Progress,
+    stop: Callable[[], bool],
+    clock: Clock,
+    save: Callable[[], None],
+) -> Manifest:
+    """Have every missing part mined; the manifest of all."""
+    source = site.data.manifest
+    found = {shard: parts.read(source, shard) for shard in range(len(source.shards))}
+    missing = [shard for shard, part in found.items() if part is None]
+    left = sum(source.shards[shard].samples for shard in missing)
+    progress.phase("mine", len(source), len(source) - left)
+    if missing:
+        began = time.perf_counter()
+        try:
+            with executor_on(fleet, site, run) as executor:
+                executor.mine(parts, missing, progress, stop)
+        finally:  # a stop also, whose seconds and images count
+            found |= {shard: parts.read(source, shard) for shard in missing}
+            images = sum(len(part) for shard in missing for part in found[shard] or ())
+            clock.add("mine", time.perf_counter() - began, images)
+            save()
+    lost = [shard for shard, part in found.items() if part is None]
+    if lost:
+        raise RunDirectoryError(
+            f"{parts.path(lost[0])}: the examples of {source.shards[lost[0]].name} were written "
+            "but cannot be read back. Every worker and the driver must see the same --out (a "
+            "shared file system)."
+        )
+    made = [manifest for part in found.values() for manifest in part or ()]
+    if not made:
+        raise ShardError(f"{source.root}: none of its images can be decoded. Mend the shards.")
+    return joined(run.path, made)
+
+
+def _require_sense(config: MineConfig) -> None:
+    """Refuse what cannot be done, and keys that would change nothing."""
+    if config.model.checkpoint is None:
+        raise ConfigError("no model to mine against: give its weights as model.checkpoint.")
+    if config.data.train is None:
+        raise ConfigError("nothing to mine from: give the shards as data.train.")
+    plain = DataConfig()
+    unused = [f"data.{n}" for n in _UNUSED if getattr(config.data, n) != getattr(plain, n)]
+    if unused:
+        raise ConfigError(f"mining does not use {', '.join(unused)}; leave that out.")
+    if config.adversary.norm == "linf" and config.adversary.eps_255 < 1:
+        raise ConfigError(
+            f"adversary.eps_255 = {config.adversary.eps_255:g}: shards hold whole levels of 1/255, "
+            "so nothing of such a perturbation would be left. Give 1 or more."
+        )
+
+
+def _for_site(config: MineConfig) -> PurifyConfig:
+    """The same as a site and its workers read it."""
+    return PurifyConfig(
+        method="pbe",
+        model=config.model,
+        data=config.data,
+        adversary=config.adversary,
+        seed=config.seed,
+        device=config.device,
+        precision=config.precision,
+        memory_format=config.memory_format,
+        eval_batch_size=config.batch_size,
+    )
+
+
+def _key(config: MineConfig, model: str) -> str:
+    """Stands for all that a part depends on besides its shard."""
+    content = config.model_dump(mode="json", exclude={"data", "device"})
+    content["model"]["checkpoint"] = model
+    text = json.dumps({**content, "image_size": config.data.image_size})
+    return hashlib.sha256(text.encode()).hexdigest()
