@@ -15,7 +15,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from bench import _performance
-from pbe_fast import PoisonConfig, PurifyConfig, TrainConfig
+from pbe_fast import MineConfig, PoisonConfig, PurifyConfig, TrainConfig
 
 __all__ = ["DOCUMENTS", "refreshed"]
 
@@ -198,6 +198,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "poison-keys": _keys(PoisonConfig),
     "train-keys": _keys(TrainConfig),
     "purify-keys": _keys(PurifyConfig),
+    "mine-keys": _keys(MineConfig),
     **_performance.BLOCKS,
 }
 
