@@ -189,6 +189,25 @@ def kernels_table() -> str:
     return "\n".join(lines)
 
 
+def bookkeeping_table() -> str:
+    """What the driver costs."""
+    content = _content("bookkeeping")
+    if content is None:
+        return _missing("the driver's bookkeeping")
+    lines = [
+        _machine(content),
+        "",
+        "| samples | shards | whole job, s | of it scoring, s | driver's CPU, s | peak MiB |",
+        "| ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    lines += [
+        f"| {row['samples']:,} | {row['shards']:,} | {row['seconds']:.0f} | "
+        f"{row['of_scoring']:.0f} | {row['driver_cpu_seconds']:.0f} | {row['driver_mib']:,.0f} |"
+        for row in content["runs"]
+    ]
+    return "\n".join(lines)
+
+
 BLOCKS: dict[str, Callable[[], str]] = {
     "pgd-cpu": pgd_table("pgd_cpu", "cpu"),
     "pgd-gtsrb": pgd_table("pgd_gtsrb_cpu", "cpu", limit=False),
@@ -199,6 +218,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "sizes-cpu": sizes_table("cpu"),
     "sizes-cuda": sizes_table("cuda"),
     "kernels": kernels_table,
+    "bookkeeping": bookkeeping_table,
 }
 
 

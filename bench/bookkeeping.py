@@ -126,7 +126,6 @@ def make_set(folder: Path, samples: int) -> None:
 def run_one(folder: Path, samples: int, workers: int) -> dict[str, Any]:
     """One job; in a process of its own."""
     data, out = folder / f"empty-{samples}", folder / f"bookkeeping-{samples}-{time.time_ns()}"
-    make_set(data, samples)
     spec = ModelSpec("builtin:preact_resnet18", CLASSES, 32, {"width": 4})
     checkpoint = folder / "bookkeeping.safetensors"
     save_model(create_model(spec), checkpoint)
@@ -175,6 +174,7 @@ def main() -> None:
         return
     rows = []
     for size in options.sizes:
+        make_set(options.folder / f"empty-{size}", size)  # here, as it takes memory
         command = [sys.executable, "-m", "bench.bookkeeping", str(options.folder)]
         command += ["--one", str(size), "--workers", str(options.workers)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -48,6 +48,9 @@ class _Times:
         """See :class:`pbe_fast.progress.Progress`."""
         print(text)
 
+    def detail(self, text: str) -> None:
+        """See :class:`pbe_fast.progress.Progress`."""
+
     def rate(self, workers: int) -> float:
         """Images per second after each worker's first shard."""
         times, images = np.array(self.done).T
