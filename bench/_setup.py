@@ -4,7 +4,7 @@ import json
 import platform
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -45,13 +45,11 @@ class Plan:
         size: of the images that it is measured on, in pixels.
         stages: size in pixels, training images a class, epochs, learning rate and batch size, one
             after the other: most of the training on small images, where a step costs least.
-        options: of the architecture.
     """
 
     architecture: str
     size: int
     stages: tuple[tuple[int, int, int, float, int], ...]
-    options: Mapping[str, Any] = field(default_factory=dict)
 
 
 MODELS = {
@@ -96,7 +94,6 @@ def trained(name: str, folder: Path, device: str) -> tuple[Classifier, ImageData
             "device": device,
             "curve_samples": 0,
         }
-        values |= {f"model.options.{key}": value for key, value in plan.options.items()}
         run = folder / f"model-{name}-signs-{size}"
         with progress_bars(Console()) as progress:
             train(load_config(TrainConfig, values=values), run, progress)
@@ -106,7 +103,7 @@ def trained(name: str, folder: Path, device: str) -> tuple[Classifier, ImageData
     shards = folder / f"signs-{plan.size}" / "test"
     test = ImageData.open(shards, plan.size, workers=0, quarantine=quarantine, digests=False)
     # The name is given, as a checkpoint's own word for a Python file is not taken.
-    spec = ModelSpec(plan.architecture, CLASSES, image_size=plan.size, options=plan.options)
+    spec = ModelSpec(plan.architecture, CLASSES, image_size=plan.size)
     return load_model(start, spec), test
 
 

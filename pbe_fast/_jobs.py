@@ -38,6 +38,7 @@ __all__ = [
     "finished_before",
     "load_given",
     "log_file",
+    "model_facts",
     "model_spec",
     "open_data",
     "require_same_code",
@@ -310,6 +311,11 @@ class Tester:
         )
 
 
+def model_facts(spec: ModelSpec) -> dict[str, object]:
+    """What every ``metrics.json`` says of the model."""
+    return {"name": spec.name, "options": dict(spec.options), "classes": spec.num_classes}
+
+
 def run_facts(config: Job | MineConfig, clock: Clock, quarantine: Quarantine) -> dict[str, object]:
     """What every ``metrics.json`` says of how the run was done."""
     return {
@@ -372,6 +378,8 @@ def log_file(run: RunDirectory) -> Iterator[logging.Logger]:
     run.logger.setLevel(logging.INFO)
     run.logger.propagate = False
     run.logger.addHandler(handler)
+    if run.changes:
+        run.logger.warning("changed configuration accepted: %s", "; ".join(run.changes))
     try:
         yield run.logger
     except BaseException:

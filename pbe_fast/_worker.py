@@ -4,7 +4,6 @@
 is an :class:`Executor`: this process (:class:`InProcess`), or a fleet.
 """
 
-import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Protocol
@@ -22,9 +21,8 @@ from pbe_fast.erase import Place, ScoreFiles, first_subset
 from pbe_fast.erase.identify import Scores
 from pbe_fast.errors import RunDirectoryError
 from pbe_fast.evaluate import Accuracy, Counts, auroc
-from pbe_fast.models import Classifier
 from pbe_fast.progress import Clock, Progress, StoppedError
-from pbe_fast.run_directory import RunDirectory
+from pbe_fast.run_directory import RunDirectory, tensors_digest
 from pbe_fast.training import Position, Stage
 
 __all__ = ["SCORES_NAME", "Executor", "Fleet", "InProcess", "RunWorker", "executor_on"]
@@ -197,8 +195,8 @@ class RunWorker:
         manifest = data.manifest
         device = self.executor.device
         key = " ".join(
-            [self.inputs[0], _weights_digest(self.model), device.precision, device.layout,
-             str(self.config.data.image_size), str(self.config.eval_batch_size)]
+            [self.inputs[0], tensors_digest(self.model.state_dict()), device.precision,
+             device.layout, str(self.config.data.image_size), str(self.config.eval_batch_size)]
         )  # fmt: skip
         files = ScoreFiles(self.run.path / SCORES_NAME / f"round-{round_index}", key)
         found = {shard: files.read(manifest, shard) for shard in range(len(manifest.shards))}
@@ -271,17 +269,6 @@ class RunWorker:
         except (KeyError, TypeError, ValueError) as error:
             raise self.run.damaged(repr(error)) from error
         return place
-
-
-def _weights_digest(model: Classifier) -> str:
-    """SHA-256 of a model's weights."""
-    sha = hashlib.sha256()
-    for name, value in model.state_dict().items():
-        sha.update(name.encode())
-        sha.update(
-            value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
-        )
-    return sha.hexdigest()
 
 
 def _ids(subset: torch.Tensor) -> Ids:

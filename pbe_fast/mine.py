@@ -19,6 +19,7 @@ from pbe_fast._jobs import (
     fingerprint,
     load_given,
     log_file,
+    model_facts,
     require_same_code,
     require_same_inputs,
     run_facts,
@@ -82,8 +83,6 @@ def mine(
         progress.say(f"{out} is finished already.")
         return metrics
     with run.locked(), log_file(run) as log:
-        if run.changes:
-            log.warning("changed configuration accepted: %s", "; ".join(run.changes))
         quarantine = Quarantine(out / "quarantine.jsonl", config.data.quarantine_budget)
         sets = open_sets(_for_site(config), quarantine)
         data = sets.some
@@ -113,11 +112,7 @@ def mine(
         made.save(out)
         metrics = {
             "kind": "mine",
-            "model": {
-                "name": model.spec.name,
-                "options": dict(model.spec.options),
-                "classes": model.spec.num_classes,
-            },
+            "model": model_facts(model.spec),
             "images": len(made),
             "adversary": config.adversary.model_dump(mode="json"),
             **run_facts(config, clock, quarantine),

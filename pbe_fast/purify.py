@@ -12,6 +12,7 @@ from pbe_fast._jobs import (
     finished_before,
     load_given,
     log_file,
+    model_facts,
     run_facts,
     settle_device,
 )
@@ -73,8 +74,6 @@ def purify(
         return done
     with run.locked(), log_file(run) as log:
         run.mirror = scalars(out / "tensorboard")
-        if run.changes:
-            log.warning("changed configuration accepted: %s", "; ".join(run.changes))
         quarantine = Quarantine(out / "quarantine.jsonl", config.data.quarantine_budget)
         sets = open_sets(config, quarantine)
         infected = load_given(config, sets.some)
@@ -104,11 +103,7 @@ def purify(
         metrics: dict[str, Any] = {
             "kind": "purify",
             "method": config.method,
-            "model": {
-                "name": infected.spec.name,
-                "options": dict(infected.spec.options),
-                "classes": infected.spec.num_classes,
-            },
+            "model": model_facts(infected.spec),
             **({"infected": worker.infected_result} if worker.infected_result else {}),
             **({"purified": purified.as_dict()} if purified else {}),
             "rounds": worker.rounds,

@@ -34,7 +34,7 @@ from pbe_fast._yaml import YAML_ERRORS, parse_yaml
 from pbe_fast.config import dump_config
 from pbe_fast.errors import RunDirectoryError
 
-__all__ = ["RunDirectory", "versions"]
+__all__ = ["RunDirectory", "tensors_digest", "versions"]
 
 _STATE_KEY = "pbe_fast_state"
 _DIGEST_KEY = "pbe_fast_sha256"
@@ -208,7 +208,7 @@ class RunDirectory:
                 os.fsync(file.fileno())  # a state must not outlive the lines that it counts
         content = {name: _own_copy(value) for name, value in tensors.items()}
         text = json.dumps({**header, "events": self.events})
-        metadata = {_STATE_KEY: text, _DIGEST_KEY: _digest(content, text)}
+        metadata = {_STATE_KEY: text, _DIGEST_KEY: tensors_digest(content, text)}
         with atomic_path(self.state_path) as temporary:
             temporary.write_bytes(save(content, metadata=metadata))
             if self.state_path.exists():  # after a kill here the previous one is the newest
@@ -273,17 +273,20 @@ def _read_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any], int]:
         header = json.loads(text)
         events = int(header["events"])
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    if metadata[_DIGEST_KEY] != _digest(tensors, text):
+    if metadata[_DIGEST_KEY] != tensors_digest(tensors, text):
         raise ValueError("its digest is another")
     return tensors, header, events
 
 
-def _digest(tensors: Mapping[str, Tensor], header: str) -> str:
+def tensors_digest(tensors: Mapping[str, Tensor], header: str = "") -> str:
+    """SHA-256 of tensors, their names, dtypes and shapes, and a text."""
     sha = hashlib.sha256(header.encode())
     for name in sorted(tensors):
         value = tensors[name]
         sha.update(f"{name}\0{value.dtype}\0{tuple(value.shape)}\0".encode())
-        sha.update(value.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+        sha.update(
+            value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+        )
     return sha.hexdigest()
 
 

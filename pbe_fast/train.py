@@ -12,6 +12,7 @@ from pbe_fast._jobs import (
     fingerprint,
     finished_before,
     log_file,
+    model_facts,
     model_spec,
     open_data,
     restore_state,
@@ -125,7 +126,7 @@ def train(config: TrainConfig, out: Path, progress: Progress | None = None) -> d
         attack = tester.attack
         metrics: dict[str, Any] = {
             "kind": "train",
-            "model": {"name": spec.name, "options": dict(spec.options), "classes": classes},
+            "model": model_facts(spec),
             **({"test": result.as_dict()} if result else {}),
             **({"attack": {"name": attack.trigger.name, "mode": attack.mode}} if attack else {}),
             **run_facts(config, clock, quarantine),

@@ -44,12 +44,6 @@ class Blueprint:
             with_absolute_paths(site.config), site.infected.spec, weights_of(site.infected), threads
         )
 
-    def model(self) -> Classifier:
-        """The infected model, built anew; nothing is unpickled that names code."""
-        model = create_model(self.spec)
-        model.load_state_dict(self.weights)
-        return model
-
     def build(self) -> Site:
         """The site, in the process that calls. Undecodable images are noted, not counted."""
         torch.set_num_threads(self.threads)
@@ -59,7 +53,7 @@ class Blueprint:
         config = self.config.model_copy(update={"data": data})
         sets = open_sets(config, quarantine)
         tester = Tester(config, quarantine, self.spec.num_classes, Silent())
-        infected, model = self.model(), self.model()
+        infected, model = rebuilt(self.spec, self.weights), rebuilt(self.spec, self.weights)
         device = choose_device(
             config.device, config.precision, model, data.image_size, layout=config.memory_format
         )
@@ -70,6 +64,13 @@ class Blueprint:
 def weights_of(model: Classifier) -> dict[str, Tensor]:
     """A copy on the CPU."""
     return {name: value.detach().cpu().clone() for name, value in model.state_dict().items()}
+
+
+def rebuilt(spec: ModelSpec, weights: Mapping[str, Tensor]) -> Classifier:
+    """A model built anew; nothing is unpickled that names code."""
+    model = create_model(spec)
+    model.load_state_dict(weights)
+    return model
 
 
 def noted(site: Site) -> Damage:

@@ -21,13 +21,25 @@ _POLL_SECONDS = 0.5
 
 @dataclass
 class _Slot:
-    """A place for a worker; ``unit`` is None while it starts or waits."""
+    """A place for a worker; ``unit`` is a number, None while it starts or waits."""
 
     actor: Any
     ref: Any
     since: float = field(default_factory=time.monotonic)
-    unit: Any = None
+    unit: int | None = None
     started: bool = False
+
+
+@dataclass
+class _Work(Generic[U]):
+    """What a call of :meth:`Pool.run` has to do: units by number, and how often each failed.
+
+    Number None stands for workers that died while they started.
+    """
+
+    units: Sequence[U]
+    waiting: deque[int]
+    failures: Counter[int | None]
 
 
 class Pool(Generic[U]):
@@ -64,16 +76,15 @@ class Pool(Generic[U]):
             StoppedError: ``stop`` said so.
             PbeError: a mistake in what was given, found by a worker.
         """
-        waiting, failures = deque(units), Counter[int]()
-        position = {id(unit): index for index, unit in enumerate(units)}
+        work = _Work(units, deque(range(len(units))), Counter[int | None]())
         left = len(units)
         while left:
             if stop():
                 raise StoppedError
             for slot in self._slots:
-                if slot.started and slot.unit is None and waiting:
-                    slot.unit = waiting.popleft()
-                    slot.ref, slot.since = call(slot.actor, slot.unit), time.monotonic()
+                if slot.started and slot.unit is None and work.waiting:
+                    slot.unit = work.waiting.popleft()
+                    slot.ref, slot.since = call(slot.actor, units[slot.unit]), time.monotonic()
             busy = {
                 s.ref: i for i, s in enumerate(self._slots) if s.unit is not None or not s.started
             }
@@ -86,26 +97,24 @@ class Pool(Generic[U]):
                 except RayTaskError as error:
                     raise _mistake(error) from error
                 except RayError as error:
-                    self._lost(index, waiting, failures, position, str(error).partition("\n")[0])
+                    self._lost(index, work, str(error).partition("\n")[0])
                     continue
-                unit, slot.unit, slot.since = slot.unit, None, time.monotonic()
-                if not slot.started:
+                number, slot.unit, slot.since = slot.unit, None, time.monotonic()
+                if number is None:
                     slot.started = True
                     continue
-                done(unit, result, index)
+                done(units[number], result, index)
                 left -= 1
-            self._give_up_silent(waiting, failures, position)
+            self._give_up_silent(work)
 
-    def _give_up_silent(
-        self, waiting: deque[U], failures: Counter[int], position: dict[int, int]
-    ) -> None:
+    def _give_up_silent(self, work: _Work[U]) -> None:
         """Replace workers that have not answered for too long; complain if nobody ever starts."""
         limit = self._options.timeout
         for index, slot in enumerate(self._slots):
             silent = time.monotonic() - slot.since
             if slot.unit is not None and silent > limit:
                 ray.kill(slot.actor)
-                self._lost(index, waiting, failures, position, f"no answer for {limit:.0f} s")
+                self._lost(index, work, f"no answer for {limit:.0f} s")
         if not any(slot.started for slot in self._slots) and all(
             time.monotonic() - slot.since > limit for slot in self._slots
         ):
@@ -117,27 +126,19 @@ class Pool(Generic[U]):
                 "--gpus-per-worker or --workers, or add machines."
             )
 
-    def _lost(
-        self,
-        index: int,
-        waiting: deque[U],
-        failures: Counter[int],
-        position: dict[int, int],
-        why: str,
-    ) -> None:
-        slot = self._slots[index]
-        if slot.unit is None:
-            failures[-1] += 1  # it died while it started
-            if failures[-1] > self._options.retries * self._options.workers:
+    def _lost(self, index: int, work: _Work[U], why: str) -> None:
+        number = self._slots[index].unit
+        work.failures[number] += 1
+        times = work.failures[number]
+        if number is None:  # it died while it started
+            if times > self._options.retries * self._options.workers:
                 raise FleetError(f"workers fail while they start, again and again: {why}")
         else:
-            number = position[id(slot.unit)]
-            failures[number] += 1
-            if failures[number] > self._options.retries:
+            if times > self._options.retries:
                 raise FleetError(
-                    f"{slot.unit}: the worker was lost {failures[number]} times over it: {why}"
+                    f"{work.units[number]}: the worker was lost {times} times over it: {why}"
                 )
-            waiting.appendleft(slot.unit)
+            work.waiting.appendleft(number)
         self._say(f"worker {index} was lost ({why}); another one is started")
         self._slots[index] = self._slot()
 

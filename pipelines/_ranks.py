@@ -28,7 +28,7 @@ from torch import Tensor
 from pbe_fast._site import Hooks
 from pbe_fast.erase import Place
 from pbe_fast.parallel import Share, share_batch_norm
-from pbe_fast.progress import Clock, StoppedError
+from pbe_fast.progress import Clock, Progress, Silent, StoppedError
 from pbe_fast.training import Position, Stage
 from pipelines._blueprint import Blueprint, Damage, noted, weights_of
 from pipelines._counter import count_images
@@ -90,22 +90,6 @@ class _Line:
         """Nothing; the driver knows how many ranks there are."""
 
 
-class _Nobody:
-    """The progress of the other ranks."""
-
-    def phase(self, name: str, total: int, done: int = 0) -> None:
-        """Nothing."""
-
-    def advance(self, images: int) -> None:
-        """Nothing."""
-
-    def say(self, text: str) -> None:
-        """Nothing."""
-
-    def detail(self, text: str) -> None:
-        """Nothing."""
-
-
 def rank(settings: dict[str, Any]) -> None:
     """What every rank runs."""
     mailbox, blueprint, start = settings["mailbox"], settings["blueprint"], settings["start"]
@@ -148,7 +132,7 @@ def _finetune(line: _Line, blueprint: Blueprint, start: Start) -> None:
         say=(lambda text: line.post("log", text)) if first else (lambda _: None),
         stop=(lambda: line.stopping) if first else (lambda: False),
     )
-    progress = line if first else _Nobody()
+    progress: Progress = line if first else Silent()
     site.finetune(start.stage, start.place, hooks, progress=progress, clock=clock, share=share)
     damage = noted(site)
     if damage:

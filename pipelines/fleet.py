@@ -26,11 +26,11 @@ from pbe_fast._site import Hooks, Site
 from pbe_fast.device import Device, choose_device
 from pbe_fast.erase import Place, ScoreFiles
 from pbe_fast.evaluate import Counts
-from pbe_fast.models import Classifier, ModelSpec, create_model
+from pbe_fast.models import Classifier, ModelSpec
 from pbe_fast.progress import Clock, Progress
 from pbe_fast.run_directory import RunDirectory
 from pbe_fast.training import Stage
-from pipelines._blueprint import Blueprint, Damage, noted, report_damage, weights_of
+from pipelines._blueprint import Blueprint, Damage, noted, rebuilt, report_damage, weights_of
 from pipelines._counter import count_images
 from pipelines._fleet_options import FleetError, FleetOptions, WorkersLostError
 from pipelines._guard import guard_address, start_local
@@ -86,8 +86,7 @@ def _look(
 ) -> tuple[Device, list[str]]:  # fmt: skip
     torch.set_num_threads(threads)
     lines: list[str] = []
-    model = create_model(spec)
-    model.load_state_dict(weights)
+    model = rebuilt(spec, weights)
     return choose_device(name, precision, model, *rest, say=lines.append, **more), lines
 
 
@@ -152,20 +151,20 @@ class FleetExecutor:
         self, stage: Stage, place: Place, hooks: Hooks, progress: Progress, clock: Clock
     ) -> None:
         """See :class:`pbe_fast._worker.Executor`."""
-        self._end_pool()  # the ranks need what it holds
+        self.close()  # the ranks need what the pool holds
         start = Start(stage, place, weights_of(self.site.model), clock.seconds, clock.images)
+        events = self.run.events
 
         def checkpoint(position: Any, weights: Mapping[str, Tensor], now: Clock) -> None:
-            nonlocal start
+            nonlocal start, events
             self._become(weights, now, clock)
             hooks.checkpoint(position)
             start = replace(
                 start, place=replace(place, position=position), weights=weights,
                 seconds=dict(now.seconds), images=dict(now.images),
             )  # fmt: skip
-            lines[0] = self.run.events
+            events = self.run.events
 
-        lines = [self.run.events]
         ears = Ears(
             event=hooks.event,
             log=hooks.say,
@@ -187,7 +186,7 @@ class FleetExecutor:
                 text = f"{stage.name}: {error}; going on from the last saved state"
                 self._say(text)
                 progress.say(text)
-                self.run.rewind(lines[0])
+                self.run.rewind(events)
             else:
                 self._become(weights, now, clock)
                 return
@@ -222,14 +221,14 @@ class FleetExecutor:
         stop: Callable[[], bool],
     ) -> None:
         """Have every shard worked on; ``call`` starts it on an actor."""
-        began, images = time.monotonic(), Counter[int]()
-        finished = [0]
+        began, images, finished = time.monotonic(), Counter[int](), 0
 
         def done(_: int, result: tuple[int, Damage], worker: int) -> None:
+            nonlocal finished
             images[worker] += result[0]
-            finished[0] += 1
+            finished += 1
             progress.detail(
-                f"{finished[0]} of {len(shards)} shards, "
+                f"{finished} of {len(shards)} shards, "
                 f"{_rates(images, time.monotonic() - began)} images/s by worker"
             )
             progress.advance(result[0])
@@ -245,22 +244,25 @@ class FleetExecutor:
         size = self.site.config.eval_batch_size
         piece = size * max(1, -(-len(ids) // (size * 4 * self.options.workers)))
         pieces = [ids[i : i + piece] for i in range(0, len(ids), piece)]
-        total = [Counts()]
+        total = Counts()
 
         def call(actor: Any, part: Ids) -> Any:
             return actor.count.remote(current, part, self._version, [self._weights])
 
         def done(part: Ids, result: tuple[Counts, Damage], worker: int) -> None:
-            total[0] += result[0]
+            nonlocal total
+            total += result[0]
             progress.advance(len(part))
             self._damage(result[1])
 
         self._run(pieces, call, done, lambda: False)
-        return total[0]
+        return total
 
     def close(self) -> None:
-        """End the workers."""
-        self._end_pool()
+        """End the workers; the next unit of work starts others."""
+        if self._pool is not None:
+            self._pool.close()
+            self._pool = None
 
     def _run(self, units: Sequence[Any], call: Any, done: Any, stop: Callable[[], bool]) -> None:
         if self._pool is None:
@@ -269,11 +271,6 @@ class FleetExecutor:
             )
             self._pool = Pool(lambda: actor.remote(self._blueprint), self.options, self._say)
         self._pool.run(units, call, done, stop)
-
-    def _end_pool(self) -> None:
-        if self._pool is not None:
-            self._pool.close()
-            self._pool = None
 
     def _become(self, weights: Mapping[str, Tensor], now: Clock, clock: Clock) -> None:
         """Take over the ranks' weights and times."""

@@ -26,7 +26,7 @@ from pbe_fast.errors import (
     ShardError,
 )
 from pbe_fast.progress import StoppedError
-from pbe_fast.run_directory import _digest
+from pbe_fast.run_directory import tensors_digest
 
 CLASSES = 3
 RESULTS = ("purified.safetensors", "suspects.parquet")
@@ -332,7 +332,7 @@ def _rewrite(out: Path, change: Callable[[dict[str, Any], dict[str, Any]], None]
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     change(tensors, header)
     text = json.dumps(header)
-    metadata = {"pbe_fast_state": text, "pbe_fast_sha256": _digest(tensors, text)}
+    metadata = {"pbe_fast_state": text, "pbe_fast_sha256": tensors_digest(tensors, text)}
     path.write_bytes(save(tensors, metadata=metadata))
 
 
