@@ -64,7 +64,7 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     place = torch.device(options.device)
     model, test = trained(MODEL, options.folder, options.device)
-    images = 128 if place.type == "cpu" else 2000
+    images = 96 if place.type == "cpu" else 2000
     ids = np.arange(min(images, len(test.manifest)), dtype=np.int64)
     device = choose_device(options.device, "auto", model, MODELS[MODEL].size)
     start = deepcopy(model.state_dict())

@@ -13,6 +13,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from pbe_fast._jobs import (
     Tester,
     code_versions,
@@ -34,9 +36,9 @@ from pbe_fast.data.manifest import Manifest
 from pbe_fast.device import choose_device
 from pbe_fast.errors import ConfigError, RunDirectoryError, ShardError
 from pbe_fast.progress import Clock, Progress, Silent
-from pbe_fast.run_directory import RunDirectory
+from pbe_fast.run_directory import RunDirectory, tensors_digest
 
-__all__ = ["mine"]
+__all__ = ["mine", "mined_otherwise"]
 
 PARTS_NAME = "parts"
 _UNUSED = ("clean", "clean_fraction", "mined", "test", "attack", "truth", "augment", "flip")
@@ -113,6 +115,7 @@ def mine(
         metrics = {
             "kind": "mine",
             "model": model_facts(model.spec),
+            "weights_sha256": tensors_digest(model.state_dict()),
             "images": len(made),
             "adversary": config.adversary.model_dump(mode="json"),
             **run_facts(config, clock, quarantine),
@@ -120,6 +123,28 @@ def mine(
         run.finish(metrics)
         log.info("finished: %d examples", len(made))
     return metrics
+
+
+def mined_otherwise(config: PurifyConfig, infected: nn.Module) -> str:
+    """How the examples of ``data.mined`` differ from what this purification would mine at first.
+
+    Returns:
+        a warning; empty where they do not differ, and where it is not known how they were made,
+        as their run's ``metrics.json`` does not lie beside them.
+    """
+    try:
+        facts = json.loads((Path(str(config.data.mined)) / "metrics.json").read_text("utf-8"))
+        weights, adversary = facts["weights_sha256"], dict(facts["adversary"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
+    found = []
+    if weights != tensors_digest(infected.state_dict()):
+        found.append("against another model")
+    for key in ("norm", "eps_255", "steps"):
+        ours = getattr(config.adversary, key)
+        if adversary.get(key) != ours:
+            found.append(f"with adversary.{key}={adversary.get(key)} instead of {ours}")
+    return f"{config.data.mined} was mined {', '.join(found)}" if found else ""
 
 
 def _mine_parts(

@@ -24,6 +24,7 @@ from pbe_fast.data.loader import Quarantine
 from pbe_fast.device import choose_device
 from pbe_fast.erase import Place, Round, aft_stage, pbe_rounds, run_rounds
 from pbe_fast.errors import ConfigError
+from pbe_fast.mine import mined_otherwise
 from pbe_fast.models import save_model
 from pbe_fast.progress import Progress, Silent
 from pbe_fast.report import write_report
@@ -86,6 +87,10 @@ def purify(
         log.info("%s on %s in %s", config.method, device.torch, device.precision)
         if sets.mined is not None and sets.mined.missing:
             log.warning("%d images have no mined example, and are left out", sets.mined.missing)
+        otherwise = mined_otherwise(config, infected) if sets.mined is not None else ""
+        if otherwise:
+            log.warning("%s", otherwise)
+            progress.say(f"WARNING: {otherwise}.")
         site = Site(config, sets, infected, model, tester, device)
         with executor_on(fleet, site, run) as executor:
             worker = RunWorker(site, run, executor, progress, stop, accept_changes)

@@ -27,6 +27,7 @@ __all__ = [
     "INSECURE",
     "ClusterError",
     "LocalCluster",
+    "family",
     "find_token",
     "guard_address",
     "host_of",
@@ -258,11 +259,11 @@ def _reached_from_outside(node: str) -> list[str]:
     """The addresses beyond loopback on which this process or its children listen."""
     if not sys.platform.startswith("linux"):
         return [] if is_loopback(node) else [node]
-    found = listening(_family(os.getpid()))
+    found = listening(family(os.getpid()))
     return sorted(f"{ip}:{port}" for ip, port in found if not _is_loopback_ip(ip))
 
 
-def _family(root: int) -> set[int]:
+def family(root: int) -> set[int]:
     """A process and all that descend from it."""
     parent: dict[int, int] = {}
     for path in Path("/proc").glob("[0-9]*/stat"):
@@ -271,10 +272,10 @@ def _family(root: int) -> set[int]:
             parent[int(path.parent.name)] = int(path.read_text().rpartition(")")[2].split()[1])
         except (OSError, ValueError):  # it has ended
             continue
-    family = {root}
-    while more := {pid for pid, above in parent.items() if above in family} - family:
-        family |= more
-    return family
+    found = {root}
+    while more := {pid for pid, above in parent.items() if above in found} - found:
+        found |= more
+    return found
 
 
 def listening(pids: set[int]) -> set[tuple[str, int]]:

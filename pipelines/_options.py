@@ -1,7 +1,7 @@
 """Options that several commands of the command line share."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
@@ -89,8 +89,12 @@ def fleet_of(
     timeout: float,
     insecure: bool,
     device: str,
+    say: Callable[[str], None],
 ) -> Iterator[Fleet | None]:
-    """The fleet that the options ask for; None to work in this process."""
+    """The fleet that the options ask for; None to work in this process.
+
+    ``say`` is told what was chosen and may not be meant.
+    """
     if address is None:
         if workers != 1 or gpus is not None or cpus is not None:
             raise ConfigError("--workers and what belongs to it need --ray: give --ray local.")
@@ -102,6 +106,11 @@ def fleet_of(
     if gpus is None:
         cuda = device.startswith("cuda") or torch.cuda.is_available()
         gpus = 1.0 if cuda and device != "cpu" else 0.0
+        if device == "auto" and not cuda and address != "local":
+            say(
+                "This machine has no GPU, so the workers use CPUs. For the cluster's GPUs give "
+                "--gpus-per-worker 1."
+            )
     fleet = FleetOptions(
         address=None if address == "local" else address,
         workers=workers,

@@ -13,7 +13,7 @@ from pbe_fast.errors import PbeError
 from pbe_fast.progress import StoppedError
 from pipelines._fleet_options import FleetError, FleetOptions
 
-__all__ = ["Pool"]
+__all__ = ["Pool", "not_started"]
 
 U = TypeVar("U")
 _POLL_SECONDS = 0.5
@@ -38,6 +38,7 @@ class _Work(Generic[U]):
     """
 
     units: Sequence[U]
+    say: Callable[[str], None]
     waiting: deque[int]
     failures: Counter[int | None]
 
@@ -48,13 +49,10 @@ class Pool(Generic[U]):
     Args:
         make: starts one; it has a method ``ready`` that returns when it is.
         options: how many, how long to wait, how often to try.
-        say: told of lost workers.
     """
 
-    def __init__(
-        self, make: Callable[[], Any], options: FleetOptions, say: Callable[[str], None]
-    ) -> None:
-        self._make, self._options, self._say = make, options, say
+    def __init__(self, make: Callable[[], Any], options: FleetOptions) -> None:
+        self._make, self._options = make, options
         self._slots = [self._slot() for _ in range(options.workers)]
 
     def run(
@@ -63,6 +61,7 @@ class Pool(Generic[U]):
         call: Callable[[Any, U], Any],
         done: Callable[[U, Any, int], None],
         stop: Callable[[], bool],
+        say: Callable[[str], None],
     ) -> None:
         """Have every unit done at least once.
 
@@ -70,13 +69,14 @@ class Pool(Generic[U]):
             call: starts a unit on an actor and returns the reference of its result.
             done: receives a unit, its result, and which worker did it; called once a unit.
             stop: whether to give out no more and end.
+            say: told of lost workers.
 
         Raises:
             FleetError: a unit failed too often, or no worker can be started.
             StoppedError: ``stop`` said so.
             PbeError: a mistake in what was given, found by a worker.
         """
-        work = _Work(units, deque(range(len(units))), Counter[int | None]())
+        work = _Work(units, say, deque(range(len(units))), Counter[int | None]())
         left = len(units)
         while left:
             if stop():
@@ -118,13 +118,7 @@ class Pool(Generic[U]):
         if not any(slot.started for slot in self._slots) and all(
             time.monotonic() - slot.since > limit for slot in self._slots
         ):
-            free = ray.available_resources()  # type: ignore[no-untyped-call]  # Ray's stub
-            raise FleetError(
-                f"no worker could be started within {limit:.0f} s. Each needs "
-                f"{_list(self._options.resources)}; the cluster has free: "
-                f"{_list(free)}. Give it less with --cpus-per-worker, "
-                "--gpus-per-worker or --workers, or add machines."
-            )
+            raise not_started(self._options)
 
     def _lost(self, index: int, work: _Work[U], why: str) -> None:
         number = self._slots[index].unit
@@ -139,7 +133,7 @@ class Pool(Generic[U]):
                     f"{work.units[number]}: the worker was lost {times} times over it: {why}"
                 )
             work.waiting.appendleft(number)
-        self._say(f"worker {index} was lost ({why}); another one is started")
+        work.say(f"worker {index} was lost ({why}); another one is started")
         self._slots[index] = self._slot()
 
     def _slot(self) -> _Slot:
@@ -155,6 +149,17 @@ class Pool(Generic[U]):
                 ray.get(slot.actor.ready.remote(), timeout=10)
             except (RayActorError, GetTimeoutError):
                 continue
+
+
+def not_started(options: FleetOptions) -> FleetError:
+    """The error of a cluster that has no room for the workers."""
+    free = ray.available_resources()  # type: ignore[no-untyped-call]  # Ray's stub
+    return FleetError(
+        f"the workers could not be started within {options.timeout:.0f} s. Each of "
+        f"{options.workers} needs {_list(options.resources)}; the cluster has free: {_list(free)}. "
+        "Ask for less with --cpus-per-worker, --gpus-per-worker or --workers, or add machines; "
+        "the same command goes on."
+    )
 
 
 def _mistake(error: RayTaskError) -> BaseException:

@@ -34,6 +34,7 @@ from pipelines._blueprint import Blueprint, Damage, noted, weights_of
 from pipelines._counter import count_images
 from pipelines._fleet_options import FleetOptions, WorkersLostError
 from pipelines._mailbox import Mailbox, pack, run_rank, unpack
+from pipelines._pool import not_started
 
 __all__ = ["Start", "finetune_on_ranks"]
 
@@ -169,6 +170,7 @@ def finetune_on_ranks(
     Raises:
         WorkersLostError: ranks died or hung; another attempt may succeed.
         StoppedError: ``ears.stop`` said so, and a checkpoint was made.
+        FleetError: the cluster has no room for the ranks.
         PbeError: a mistake in what was given, found by a rank.
     """
     here = ray.get_runtime_context().get_node_id()
@@ -281,6 +283,8 @@ def _listen(
                 raise attempt.error
             raise WorkersLostError(_cause(attempt.error))
         if time.monotonic() - heard > options.timeout:
+            if not attempt.ranks:
+                raise not_started(options)
             raise WorkersLostError(f"no rank said anything for {options.timeout:.0f} s")
         time.sleep(_POLL_SECONDS)
 

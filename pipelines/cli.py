@@ -323,7 +323,7 @@ def purify_command(
     console = Console()
     with (
         _working(console, _GOES_ON) as progress,
-        fleet_of(*where, options.device) as fleet,
+        fleet_of(*where, options.device, progress.say) as fleet,
         _told_to_stop() as stop,
     ):
         metrics = purify(
@@ -401,7 +401,7 @@ def mine_command(
     console = Console()
     with (
         _working(console, "Finished shards are kept; the same command goes on.") as progress,
-        fleet_of(*where, options.device) as fleet,
+        fleet_of(*where, options.device, progress.say) as fleet,
         _told_to_stop() as stop,
     ):
         metrics = mine(

@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -43,10 +44,13 @@ Ids = npt.NDArray[np.int64]
 
 
 class Fleet:
-    """See :class:`pbe_fast.purify.Fleet`; needs a connection to Ray (:func:`connected`)."""
+    """See :class:`pbe_fast.purify.Fleet`; needs a connection to Ray (:func:`connected`).
 
-    def __init__(self, options: FleetOptions) -> None:
-        self.options = options
+    ``scorer`` is the class of the pool's actors.
+    """
+
+    def __init__(self, options: FleetOptions, scorer: type[Any] | None = None) -> None:
+        self.options, self.scorer = options, scorer or Scorer
 
     def choose_device(
         self, name: str, precision: Any, model: nn.Module, *rest: Any, **more: Any
@@ -73,7 +77,7 @@ class Fleet:
     @contextmanager
     def executor(self, site: Site, run: RunDirectory) -> Iterator["FleetExecutor"]:
         """See :class:`pbe_fast.purify.Fleet`."""
-        executor = FleetExecutor(site, run, self.options)
+        executor = FleetExecutor(site, run, self.options, self.scorer)
         try:
             yield executor
         finally:
@@ -133,14 +137,12 @@ class FleetExecutor:
     """See :class:`pbe_fast._worker.Executor`."""
 
     def __init__(
-        self, site: Site, run: RunDirectory, options: FleetOptions, scorer: type = Scorer
+        self, site: Site, run: RunDirectory, options: FleetOptions, scorer: type[Any]
     ) -> None:
-        """``scorer``: the class of the pool's actors."""
         self.site, self.run, self.options, self._scorer = site, run, options, scorer
         self._blueprint = ray.put(Blueprint.of(site, options.cpus))
         self._pool: Pool[Any] | None = None
         self._version, self._weights = 0, ray.put(weights_of(site.model))
-        self._say, self._log = run.logger.warning, run.logger.info
 
     @property
     def device(self) -> Device:
@@ -183,9 +185,7 @@ class FleetExecutor:
                         f"{stage.name}: workers were lost {self.options.retries + 1} times; at "
                         f"last: {error}. The same command goes on from the last saved state."
                     ) from error
-                text = f"{stage.name}: {error}; going on from the last saved state"
-                self._say(text)
-                progress.say(text)
+                self._warn(progress, f"{stage.name}: {error}; going on from the last saved state")
                 self.run.rewind(events)
             else:
                 self._become(weights, now, clock)
@@ -234,9 +234,9 @@ class FleetExecutor:
             progress.advance(result[0])
             self._damage(result[1])
 
-        self._run(list(shards), call, done, stop)
+        self._run(list(shards), call, done, progress, stop)
         seconds = time.monotonic() - began
-        self._log(f"{len(shards)} shards, {_rates(images, seconds)} images/s by worker")
+        self.run.logger.info(f"{len(shards)} shards, {_rates(images, seconds)} images/s by worker")
 
     def count(self, current: bool, ids: Ids, progress: Progress) -> Counts:
         """See :class:`pbe_fast._worker.Executor`."""
@@ -255,7 +255,7 @@ class FleetExecutor:
             progress.advance(len(part))
             self._damage(result[1])
 
-        self._run(pieces, call, done, lambda: False)
+        self._run(pieces, call, done, progress)
         return total
 
     def close(self) -> None:
@@ -264,13 +264,20 @@ class FleetExecutor:
             self._pool.close()
             self._pool = None
 
-    def _run(self, units: Sequence[Any], call: Any, done: Any, stop: Callable[[], bool]) -> None:
+    def _run(
+        self,
+        units: Sequence[Any],
+        call: Any,
+        done: Any,
+        progress: Progress,
+        stop: Callable[[], bool] = lambda: False,
+    ) -> None:
         if self._pool is None:
             actor: Any = ray.remote(self._scorer).options(
                 num_cpus=self.options.cpus, num_gpus=self.options.gpus
             )
-            self._pool = Pool(lambda: actor.remote(self._blueprint), self.options, self._say)
-        self._pool.run(units, call, done, stop)
+            self._pool = Pool(lambda: actor.remote(self._blueprint), self.options)
+        self._pool.run(units, call, done, stop, partial(self._warn, progress))
 
     def _become(self, weights: Mapping[str, Tensor], now: Clock, clock: Clock) -> None:
         """Take over the ranks' weights and times."""
@@ -278,6 +285,10 @@ class FleetExecutor:
         clock.seconds.update(now.seconds)
         clock.images.update(now.images)
         self._version, self._weights = self._version + 1, ray.put(dict(weights))
+
+    def _warn(self, progress: Progress, text: str) -> None:
+        self.run.logger.warning(text)
+        progress.say(text)
 
     def _damage(self, damage: Damage) -> None:
         report_damage(self.site.sets, self.site.tester, damage)

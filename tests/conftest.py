@@ -9,6 +9,24 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # also for the processes that tes
 # tests marked gpu run the compiled ones.
 os.environ.setdefault("TRITON_INTERPRET", "1")
 
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
 import torch
 
+from pbe_fast.data.storage import close_connections
+from tests._server import Server
+
 torch.set_num_threads(1)
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[Server]:
+    """Serves ``tmp_path / "www"``."""
+    folder = tmp_path / "www"
+    folder.mkdir()
+    running = Server(folder)
+    yield running
+    close_connections()
+    running.stop()

@@ -481,6 +481,24 @@ def test_other_examples_are_refused_when_a_run_goes_on(
         purify(config, tmp_path / "run")
 
 
+def test_examples_of_another_model_or_adversary_are_taken_with_a_warning(
+    world: Path, tmp_path: Path, mined: Path
+) -> None:
+    purify(_purify(world, mined=mined), tmp_path / "same")
+    assert "was mined" not in (tmp_path / "same" / "log.txt").read_text()
+    examples = tmp_path / "examples"
+    shutil.copytree(mined, examples)
+    metrics = json.loads((examples / "metrics.json").read_text())
+    (examples / "metrics.json").write_text(json.dumps(metrics | {"weights_sha256": "0" * 64}))
+    config = _purify(world, "adversary.eps_255=3", mined=examples)
+    purify(config, tmp_path / "other")
+    log = (tmp_path / "other" / "log.txt").read_text()
+    assert "was mined against another model, with adversary.eps_255=6.0 instead of 3.0" in log
+    (examples / "metrics.json").write_text("no JSON")
+    purify(config, tmp_path / "unknown")
+    assert "was mined" not in (tmp_path / "unknown" / "log.txt").read_text()
+
+
 def test_missing_examples_are_named(world: Path, tmp_path: Path, mined: Path) -> None:
     some = _copy(tmp_path / "some", mined, lambda samples: samples[:10] + samples[12:])
     missing = Manifest.load(mined).keys.to_pylist()[10]

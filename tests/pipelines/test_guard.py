@@ -155,7 +155,7 @@ def test_listening_sockets_are_seen() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         assert ("127.0.0.1", port) in listening({os.getpid()})
-        assert ("127.0.0.1", port) in listening(_guard._family(os.getppid()))
+        assert ("127.0.0.1", port) in listening(_guard.family(os.getppid()))
         assert _guard._reached_from_outside("127.0.0.1") == []
     assert ("127.0.0.1", port) not in listening({os.getpid()})
 
@@ -208,7 +208,7 @@ with _guard.start_local(cpus=1) as cluster:
         return os.environ.get("RAY_AUTH_MODE")
     found = {
         "outside": _guard._reached_from_outside("127.0.0.1"),
-        "sockets": len(_guard.listening(_guard._family(os.getpid()))),
+        "sockets": len(_guard.listening(_guard.family(os.getpid()))),
         "nodes": [node["NodeManagerAddress"] for node in ray.nodes()],
         "mode": ray.get(mode.remote()),
         "address": cluster.address, "dashboard": cluster.dashboard,

@@ -812,6 +812,18 @@ def test_a_real_job_runs_what_was_sent_and_fails_as_it_fails(real: Real, tmp_pat
 
 
 @pytest.mark.ray
+@pytest.mark.slow
+def test_a_purification_is_submitted_and_ends_as_one_in_this_process(
+    real: Real, world: Any, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    ended = real.run("--", *world.words(out, "--ray", "auto", "--workers", "1"))
+    assert ended.code == 0, ended.out + ended.err
+    assert "Purified model: " in ended.out
+    world.same(out, world.undisturbed())
+
+
+@pytest.mark.ray
 def test_a_real_job_is_left_followed_again_and_stopped(real: Real, tmp_path: Path) -> None:
     first = subprocess.Popen(
         real.words("--name", "long", "--", "demo", "--out", str(tmp_path / "demo")),

@@ -4,16 +4,10 @@ import re
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
-
-import pytest
-
-from pbe_fast.data.storage import Patience, close_connections
-
-QUICK = Patience(connect_seconds=1, stall_seconds=0.4, tries=4, first_wait=0.01, longest_wait=0.3)
 
 
 class Server:
@@ -128,19 +122,3 @@ class Server:
             handler.send_header(name, value)
         handler.send_header("Content-Length", str(length))
         handler.end_headers()
-
-
-def first(count: int, fault: str) -> Callable[[int, str], str | None]:
-    """The first requests go wrong."""
-    return lambda number, _: fault if number < count else None
-
-
-@pytest.fixture
-def server(tmp_path: Path) -> Iterator[Server]:
-    """Serves ``tmp_path / "www"``."""
-    folder = tmp_path / "www"
-    folder.mkdir()
-    running = Server(folder)
-    yield running
-    close_connections()
-    running.stop()

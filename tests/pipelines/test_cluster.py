@@ -1,0 +1,278 @@
+"""Jobs on a Ray cluster of several nodes, started by the command line, and what happens to them.
+
+The nodes are raylets of this machine, on loopback, made by ``ray.cluster_utils.Cluster`` in a
+process of its own. A driver is a process, too, that can be killed.
+"""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import pytest
+
+pytest.importorskip("ray")
+from pipelines._guard import family
+from pipelines.fleet import FleetOptions, connected
+
+pytestmark = [
+    pytest.mark.ray,
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # Ray's, about itself
+    pytest.mark.filterwarnings("ignore::FutureWarning"),
+]
+
+ROOT = Path(__file__).parents[2]
+
+_NODES = """
+import sys, json, os
+from pathlib import Path
+from pipelines._guard import _loopback_only, family, _is_loopback_ip, listening
+
+with _loopback_only():
+    from ray.cluster_utils import Cluster
+
+    def node(cpus):
+        return dict(
+            num_cpus=cpus, node_ip_address="127.0.0.1", include_dashboard=False,
+            dashboard_host="127.0.0.1", temp_dir=sys.argv[1],
+        )
+
+    def pid_of(node):
+        return node.all_processes["raylet"][0].process.pid
+
+    cluster = Cluster(initialize_head=True, head_node_args=node(0))
+    nodes = {}
+    for line in sys.stdin:  # one request a line, one answer a line
+        word, _, name = line.strip().partition(" ")
+        if word == "add":
+            nodes[name] = cluster.add_node(**node(1))
+        elif word == "kill":  # the node of a process
+            raylet = int(Path(f"/proc/{name}/stat").read_text().rpartition(")")[2].split()[1])
+            [lost] = [n for n, x in nodes.items() if raylet == pid_of(x)]
+            cluster.remove_node(nodes.pop(lost), allow_graceful=False)
+        elif word == "behead":
+            cluster.remove_node(cluster.head_node, allow_graceful=False)
+        outside = [x for x in listening(family(os.getpid())) if not _is_loopback_ip(x[0])]
+        address = cluster.address if cluster.head_node else None
+        print(json.dumps({"address": address, "outside": outside}), flush=True)
+    cluster.shutdown()
+"""
+
+
+class Nodes:
+    """A cluster: a head for drivers, and nodes of one CPU."""
+
+    def __init__(self, folder: Path, env: dict[str, str]) -> None:
+        self.env, self.folder = env, folder
+        self.log = (folder / "nodes.log").open("w")
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", _NODES, str(folder / "ray")], env=env, cwd=ROOT,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.log, text=True,
+        )  # fmt: skip
+        self.address = self.ask("address")
+
+    def ask(self, request: str) -> Any:
+        """``add NAME``, ``kill NAME`` or ``behead``; the head's address."""
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.write(request + "\n")
+        self.process.stdin.flush()
+        for line in self.process.stdout:
+            if line.startswith("{"):
+                answer = json.loads(line)
+                assert answer["outside"] == []
+                return answer["address"]
+        pytest.fail((self.folder / "nodes.log").read_text()[-2000:])
+
+    def end(self) -> None:
+        """All of its processes."""
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        self.process.wait(60)
+        self.log.close()
+
+
+class Driver:
+    """``pbe-fast`` with some arguments, in a process of its own."""
+
+    def __init__(self, words: list[str], env: dict[str, str], log: Path) -> None:
+        self.log = log
+        with log.open("w") as file:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "pipelines", *words],
+                env=env, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT,
+            )  # fmt: skip
+
+    @property
+    def text(self) -> str:
+        return self.log.read_text()
+
+    def wait_for(self, pattern: str, seconds: float = 120) -> None:
+        """Until the pattern is in what it has printed."""
+        deadline = time.monotonic() + seconds
+        while not re.search(pattern, self.text):
+            assert time.monotonic() < deadline, self.text
+            assert self.process.poll() is None, self.text
+            time.sleep(0.05)
+
+    def end(self, seconds: float = 180) -> int:
+        """Its exit status."""
+        try:
+            return self.process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            pytest.fail(f"still running after {seconds} s:\n{self.text}")
+
+
+@pytest.fixture(scope="module")
+def env(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Of drivers and nodes: a token that both know."""
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "PBE_"))}
+    return kept | {
+        "HOME": str(tmp_path_factory.mktemp("home")),
+        "PYTHONPATH": str(ROOT),
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": "a-token-of-the-tests",
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "OMP_NUM_THREADS": "1",
+    }
+
+
+@pytest.fixture
+def start_nodes(env: dict[str, str]) -> Iterator[Callable[[str], Nodes]]:
+    """Starts a cluster with nodes of these names, of a letter each."""
+    with ExitStack() as stack:
+
+        def start(names: str) -> Nodes:
+            # The paths of Ray's sockets would be too long elsewhere.
+            folder = stack.enter_context(TemporaryDirectory(prefix="pbe-", dir="/tmp"))
+            nodes = Nodes(Path(folder), env)
+            stack.callback(nodes.end)
+            for name in names:
+                nodes.ask(f"add {name}")
+            return nodes
+
+        yield start
+
+
+@pytest.fixture
+def run(world: Any, env: dict[str, str], tmp_path: Path) -> Iterator[Callable[..., Driver]]:
+    """Starts the purification of the world on a cluster."""
+    drivers: list[Driver] = []
+
+    def start(address: str, *more: str) -> Driver:
+        log = tmp_path / f"log-{len(drivers)}"
+        fleet = ("--ray", address, "--workers", "2", "--cpus-per-worker", "1")
+        drivers.append(Driver(world.words(tmp_path / "run", *fleet, *more), env, log))
+        return drivers[-1]
+
+    yield start
+    for driver in drivers:
+        if driver.process.poll() is None:
+            driver.process.kill()
+            driver.process.wait()
+
+
+@pytest.fixture(scope="module")
+def expected(world: Any) -> Path:
+    """A run of two workers that nothing disturbed."""
+    with connected(FleetOptions(workers=2, timeout=60.0)) as fleet:
+        return Path(world.undisturbed(fleet))
+
+
+PHASES = [("score 0", "eval-wait-1"), ("round 1", "train-wait-3")]
+
+
+@pytest.mark.parametrize(("phase", "fault"), PHASES)
+def test_a_node_is_lost_and_another_one_takes_its_place(
+    world: Any,
+    expected: Path,
+    start_nodes: Callable[[str], Nodes],
+    run: Callable[..., Driver],
+    tmp_path: Path,
+    phase: str,
+    fault: str,
+) -> None:
+    nodes = start_nodes("ab")
+    driver = run(nodes.address)
+    driver.wait_for(f"{phase}: ")
+    (world.root / fault).touch()
+    nodes.ask("add c")
+    nodes.ask(f"kill {world.waiting(driver)}")
+    assert driver.end() == 0, driver.text
+    assert "lost" in driver.text
+    world.same(tmp_path / "run", expected)
+
+
+def test_a_node_is_lost_and_nothing_takes_its_place(
+    world: Any,
+    expected: Path,
+    start_nodes: Callable[[str], Nodes],
+    run: Callable[..., Driver],
+    tmp_path: Path,
+) -> None:
+    nodes = start_nodes("ab")
+    driver = run(nodes.address, "--worker-timeout", "30")
+    driver.wait_for("round 1: ")
+    (world.root / "train-wait-3").touch()
+    nodes.ask(f"kill {world.waiting(driver)}")
+    assert driver.end(90) == 2
+    assert "Each of 2 needs 1 CPU; the cluster has free: 1 CPU" in driver.text
+    nodes.ask("add c")
+    again = run(nodes.address)
+    assert again.end() == 0, again.text
+    world.same(tmp_path / "run", expected)
+
+
+def test_the_head_is_lost_and_the_command_run_again_on_another_cluster(
+    world: Any,
+    expected: Path,
+    start_nodes: Callable[[str], Nodes],
+    run: Callable[..., Driver],
+    tmp_path: Path,
+) -> None:
+    nodes = start_nodes("ab")
+    driver = run(nodes.address)
+    driver.wait_for("round 1: ")
+    (world.root / "train-wait-3").touch()
+    world.waiting(driver)
+    nodes.ask("behead")
+    assert driver.end(120) != 0
+    again = run(start_nodes("ab").address)
+    assert again.end() == 0, again.text
+    world.same(tmp_path / "run", expected)
+
+
+@pytest.mark.parametrize(("phase", "fault"), PHASES)
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_driver_that_is_ended_leaves_no_process_and_goes_on(
+    world: Any,
+    expected: Path,
+    run: Callable[..., Driver],
+    tmp_path: Path,
+    phase: str,
+    fault: str,
+    number: signal.Signals,
+) -> None:
+    driver = run("local", "--set", "checkpoint_seconds=3600")
+    driver.wait_for(f"{phase}: ")
+    if number == signal.SIGKILL:
+        (world.root / fault).touch()
+        world.waiting(driver)
+    processes = family(driver.process.pid)
+    driver.process.send_signal(number)
+    assert driver.end(60) == (1 if number == signal.SIGTERM else -signal.SIGKILL), driver.text
+    assert len(processes) > 5
+    world.wait_for_end_of(lambda: processes)
+    again = run("local", "--set", "checkpoint_seconds=3600")
+    assert again.end() == 0, again.text
+    world.same(tmp_path / "run", expected)
