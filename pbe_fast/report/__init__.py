@@ -1,5 +1,5 @@
 """The report of a run: figures and one self-contained HTML page."""
 
-from pbe_fast.report.page import REPORT_NAME, write_report
+from pbe_fast.report.writing import REPORT_NAME, write_report
 
 __all__ = ["REPORT_NAME", "write_report"]

@@ -10,7 +10,6 @@ import jinja2
 import numpy as np
 from markupsafe import Markup
 
-from pbe_fast._files import write_text
 from pbe_fast.report._history import History
 from pbe_fast.report._run import Accuracies, Metrics, read_config_text
 from pbe_fast.report._suspects import Suspects
@@ -32,9 +31,7 @@ from pbe_fast.report.figures import (
     score_histogram,
 )
 
-__all__ = ["REPORT_NAME", "write_report"]
-
-REPORT_NAME = "report.html"
+__all__ = ["render"]
 _WORST = 50
 _Pair = tuple[float | None, float | None]  # ACC and ASR of one model
 _FILTERS: dict[str, Callable[[Any], str]] = {
@@ -74,18 +71,8 @@ class _Phase:
     images_per_second: float | None
 
 
-def write_report(run_dir: Path) -> Path:
-    """Write ``report.html`` into a run directory and return its path.
-
-    The page shows what the directory holds: ``metrics.json`` (needed), ``metrics.jsonl``,
-    ``suspects.parquet`` and ``config.yaml`` (each may be absent). Everything read is shown as
-    text, whatever it contains. Same directory, same bytes.
-
-    Raises:
-        RunDirectoryError: the directory or ``metrics.json`` is missing, or a file is damaged;
-            says which and what to do. An earlier report is then left as it was.
-    """
-    run_dir = Path(run_dir)
+def render(run_dir: Path) -> str:
+    """The page of a run directory; see :func:`pbe_fast.report.write_report`."""
     metrics = Metrics.load(run_dir)
     history = History.load(run_dir)
     suspects = Suspects.load(run_dir, worst=_WORST)
@@ -114,9 +101,7 @@ def write_report(run_dir: Path) -> Path:
         attack=attack_words(metrics.attack) if metrics.attack else None,
         config=read_config_text(run_dir),
     )
-    path = run_dir / REPORT_NAME
-    write_text(path, clean_text(page))
-    return path
+    return clean_text(page)
 
 
 def _unless_none(show: Callable[[Any], str]) -> Callable[[Any], str | None]:

@@ -1,0 +1,29 @@
+"""Writing a run's report."""
+
+from pathlib import Path
+
+from pbe_fast._files import write_text
+
+__all__ = ["REPORT_NAME", "write_report"]
+
+REPORT_NAME = "report.html"
+
+
+def write_report(run_dir: Path) -> Path:
+    """Write ``report.html`` into a run directory and return its path.
+
+    The page shows what the directory holds: ``metrics.json`` (needed), ``metrics.jsonl``,
+    ``suspects.parquet`` and ``config.yaml`` (each may be absent). Everything read is shown as
+    text, whatever it contains. Same directory, same bytes.
+
+    Raises:
+        RunDirectoryError: the directory or ``metrics.json`` is missing, or a file is damaged;
+            says which and what to do. An earlier report is then left as it was.
+    """
+    # Loaded here, as matplotlib takes half a second, and no worker of a fleet draws anything.
+    from pbe_fast.report.page import render
+
+    run_dir = Path(run_dir)
+    path = run_dir / REPORT_NAME
+    write_text(path, render(run_dir))
+    return path
