@@ -64,17 +64,18 @@ def make(num_classes):
 
 
 class Told:
-    """A progress that keeps what it is told, and does something once: when a phase begins."""
+    """A progress that keeps what it is told, and does things one after the other.
 
-    def __init__(self, phase: str = "", action: Callable[[], object] = lambda: None) -> None:
+    Each when its phase begins, or begins again, after the one before it was done.
+    """
+
+    def __init__(self, *to_do: tuple[str, Callable[[], object]]) -> None:
         self.lines: list[str] = []
-        self.begun = False
-        self._phase, self._action = phase, action
+        self.to_do = list(to_do)
 
     def phase(self, name: str, total: int, done: int = 0) -> None:
-        if name == self._phase and not self.begun:
-            self.begun = True
-            self._action()
+        if self.to_do and name == self.to_do[0][0]:
+            self.to_do.pop(0)[1]()
 
     def advance(self, images: int) -> None:
         pass
@@ -157,9 +158,9 @@ class World:
             words += ["--set", setting]
         return [*words, *more]
 
-    def fault(self, phase: str, fault: str) -> Told:
+    def faults(self, *faults: tuple[str, str]) -> Told:
         """A progress that lets something happen in a phase, to whoever computes then."""
-        return Told(phase, (self.root / fault).touch)
+        return Told(*((phase, (self.root / fault).touch) for phase, fault in faults))
 
     def waiting(self, driver: Any) -> int:
         """The process in which the fault ``wait`` happens, once it does."""
@@ -173,7 +174,7 @@ class World:
 
     def require_happened(self, told: Told) -> None:
         """What was asked for has happened."""
-        assert told.begun
+        assert not told.to_do
         left = [*self.root.glob("eval-*"), *self.root.glob("train-*")]
         assert not left, "the fault did not happen"
 

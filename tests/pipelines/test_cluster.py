@@ -144,6 +144,7 @@ def env(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         "RAY_AUTH_TOKEN": "a-token-of-the-tests",
         "RAY_USAGE_STATS_ENABLED": "0",
         "OMP_NUM_THREADS": "1",
+        "RAY_gcs_rpc_server_reconnect_timeout_s": "15",  # 60 by default
     }
 
 
@@ -189,90 +190,76 @@ def expected(world: Any) -> Path:
         return Path(world.undisturbed(fleet))
 
 
-PHASES = [("score 0", "eval-wait-1"), ("round 1", "train-wait-3")]
-
-
-@pytest.mark.parametrize(("phase", "fault"), PHASES)
-def test_a_node_is_lost_and_another_one_takes_its_place(
+def test_nodes_are_lost_and_others_take_their_places(
     world: Any,
     expected: Path,
     start_nodes: Callable[[str], Nodes],
     run: Callable[..., Driver],
     tmp_path: Path,
-    phase: str,
-    fault: str,
 ) -> None:
+    """While they score and while they train."""
     nodes = start_nodes("ab")
     driver = run(nodes.address)
-    driver.wait_for(f"{phase}: ")
-    (world.root / fault).touch()
-    nodes.ask("add c")
-    nodes.ask(f"kill {world.waiting(driver)}")
-    assert driver.end() == 0, driver.text
-    assert "lost" in driver.text
-    world.same(tmp_path / "run", expected)
-
-
-def test_a_node_is_lost_and_nothing_takes_its_place(
-    world: Any,
-    expected: Path,
-    start_nodes: Callable[[str], Nodes],
-    run: Callable[..., Driver],
-    tmp_path: Path,
-) -> None:
-    nodes = start_nodes("ab")
-    driver = run(nodes.address, "--worker-timeout", "30")
-    driver.wait_for("round 1: ")
-    (world.root / "train-wait-3").touch()
-    nodes.ask(f"kill {world.waiting(driver)}")
-    assert driver.end(90) == 2
-    assert "Each of 2 needs 1 CPU; the cluster has free: 1 CPU" in driver.text
-    nodes.ask("add c")
-    again = run(nodes.address)
-    assert again.end() == 0, again.text
-    world.same(tmp_path / "run", expected)
-
-
-def test_the_head_is_lost_and_the_command_run_again_on_another_cluster(
-    world: Any,
-    expected: Path,
-    start_nodes: Callable[[str], Nodes],
-    run: Callable[..., Driver],
-    tmp_path: Path,
-) -> None:
-    nodes = start_nodes("ab")
-    driver = run(nodes.address)
-    driver.wait_for("round 1: ")
-    (world.root / "train-wait-3").touch()
-    world.waiting(driver)
-    nodes.ask("behead")
-    assert driver.end(120) != 0
-    again = run(start_nodes("ab").address)
-    assert again.end() == 0, again.text
-    world.same(tmp_path / "run", expected)
-
-
-@pytest.mark.parametrize(("phase", "fault"), PHASES)
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
-def test_a_driver_that_is_ended_leaves_no_process_and_goes_on(
-    world: Any,
-    expected: Path,
-    run: Callable[..., Driver],
-    tmp_path: Path,
-    phase: str,
-    fault: str,
-    number: signal.Signals,
-) -> None:
-    driver = run("local", "--set", "checkpoint_seconds=3600")
-    driver.wait_for(f"{phase}: ")
-    if number == signal.SIGKILL:
+    for name, phase, fault in (("c", "score 0", "eval-wait-1"), ("d", "round 1", "train-wait-3")):
+        driver.wait_for(f"{phase}: ")
         (world.root / fault).touch()
-        world.waiting(driver)
-    processes = family(driver.process.pid)
-    driver.process.send_signal(number)
-    assert driver.end(60) == (1 if number == signal.SIGTERM else -signal.SIGKILL), driver.text
-    assert len(processes) > 5
-    world.wait_for_end_of(lambda: processes)
-    again = run("local", "--set", "checkpoint_seconds=3600")
-    assert again.end() == 0, again.text
+        nodes.ask(f"add {name}")
+        nodes.ask(f"kill {world.waiting(driver)}")
+    assert driver.end() == 0, driver.text
+    assert "worker" in driver.text
+    assert "going on from the last saved state" in driver.text
+    world.same(tmp_path / "run", expected)
+
+
+def test_a_cluster_that_loses_a_node_for_good_and_one_that_loses_its_head(
+    world: Any,
+    expected: Path,
+    start_nodes: Callable[[str], Nodes],
+    run: Callable[..., Driver],
+    tmp_path: Path,
+) -> None:
+    """Both are one clear end, and the same command goes on, on another cluster, too."""
+    nodes = start_nodes("ab")
+    first = run(nodes.address, "--worker-timeout", "20")
+    first.wait_for("round 0: ")
+    (world.root / "train-wait-1").touch()
+    nodes.ask(f"kill {world.waiting(first)}")
+    assert first.end(60) == 2
+    assert "Each of 2 needs 1 CPU; the cluster has free: 1 CPU" in first.text
+    nodes.ask("add c")
+    second = run(nodes.address)
+    second.wait_for("score 0: ")
+    (world.root / "eval-wait-1").touch()
+    world.waiting(second)
+    nodes.ask("behead")
+    assert second.end(60) not in (0, None)
+    third = run(start_nodes("de").address)
+    assert third.end() == 0, third.text
+    world.same(tmp_path / "run", expected)
+
+
+ENDS = [
+    ("infected: ACC, ASR", signal.SIGKILL),
+    ("round 0", signal.SIGKILL),
+    ("score 0", signal.SIGKILL),
+    ("round 1", signal.SIGTERM),
+    ("round 1", signal.SIGKILL),
+    ("score 1", signal.SIGTERM),
+    ("purified: ACC, ASR", signal.SIGKILL),
+]
+
+
+def test_a_driver_that_is_ended_again_and_again_leaves_no_process_and_goes_on(
+    world: Any, expected: Path, run: Callable[..., Driver], tmp_path: Path
+) -> None:
+    for phase, number in ENDS:
+        driver = run("local", "--set", "checkpoint_seconds=3600")
+        driver.wait_for(f"{phase}: ")
+        processes = family(driver.process.pid)
+        driver.process.send_signal(number)
+        assert driver.end(60) == (1 if number == signal.SIGTERM else -number), driver.text
+        assert len(processes) > 5
+        world.wait_for_end_of(lambda found=processes: found)
+    last = run("local", "--set", "checkpoint_seconds=3600")
+    assert last.end() == 0, last.text
     world.same(tmp_path / "run", expected)
