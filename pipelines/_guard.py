@@ -33,6 +33,7 @@ __all__ = [
     "host_of",
     "is_loopback",
     "listening",
+    "loopback_only",
     "need_ray",
     "start_local",
     "told_so",
@@ -180,7 +181,7 @@ def start_local(
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     if not find_token() and os.environ.get("RAY_AUTH_MODE", "token").lower() == "token":
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)  # so that Ray writes none to the home
-    with _loopback_only():
+    with loopback_only():
         import ray
 
         if ray.is_initialized():
@@ -228,8 +229,11 @@ def _short_folder() -> str:
 
 
 @contextmanager
-def _loopback_only() -> Iterator[None]:
-    """Ray as on a Mac, without clusters of several machines, for this process and its children."""
+def loopback_only() -> Iterator[None]:
+    """Ray as on a Mac, without clusters of several machines, for this process and its children.
+
+    Without it Ray takes 127.0.0.1 for the machine's own address, also where it connects.
+    """
     before = os.environ.get(_NO_CLUSTER)
     os.environ[_NO_CLUSTER] = "0"
     from ray._private import ray_constants

@@ -22,7 +22,7 @@ from ray.train import (
     TrainingFailedError,
     get_context,
 )
-from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.torch import TorchTrainer
 from torch import Tensor
 
 from pbe_fast._site import Hooks
@@ -35,6 +35,7 @@ from pipelines._counter import count_images
 from pipelines._fleet_options import FleetOptions, WorkersLostError
 from pipelines._mailbox import Mailbox, pack, run_rank, unpack
 from pipelines._pool import not_started
+from pipelines._process_group import NodeTorchConfig
 
 __all__ = ["Start", "finetune_on_ranks"]
 
@@ -188,7 +189,7 @@ def finetune_on_ranks(
                 "blueprint": [blueprint],
                 "start": [ray.put(start)],
             },
-            torch_config=TorchConfig(
+            torch_config=NodeTorchConfig(
                 backend="nccl" if options.gpus else "gloo", timeout_s=int(options.timeout)
             ),
             scaling_config=ScalingConfig(

@@ -10,7 +10,7 @@ import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -34,7 +34,7 @@ from pbe_fast.training import Stage
 from pipelines._blueprint import Blueprint, Damage, noted, rebuilt, report_damage, weights_of
 from pipelines._counter import count_images
 from pipelines._fleet_options import FleetError, FleetOptions, WorkersLostError
-from pipelines._guard import guard_address, start_local
+from pipelines._guard import guard_address, host_of, is_loopback, loopback_only, start_local
 from pipelines._pool import Pool
 from pipelines._ranks import Ears, Start, finetune_on_ranks
 
@@ -142,7 +142,7 @@ class FleetExecutor:
         self.site, self.run, self.options, self._scorer = site, run, options, scorer
         self._blueprint = ray.put(Blueprint.of(site, options.cpus))
         self._pool: Pool[Any] | None = None
-        self._version, self._weights = 0, ray.put(weights_of(site.model))
+        self._version = 0
 
     @property
     def device(self) -> Device:
@@ -196,9 +196,10 @@ class FleetExecutor:
     ) -> None:
         """See :class:`pbe_fast._worker.Executor`."""
         files = replace(files, folder=Path(os.path.abspath(files.folder)))
+        weights = self._current()
 
         def call(actor: Any, shard: int) -> Any:
-            return actor.score.remote(files, shard, self._version, [self._weights])
+            return actor.score.remote(files, shard, *weights)
 
         self._by_shard(call, shards, progress, stop)
 
@@ -244,10 +245,10 @@ class FleetExecutor:
         size = self.site.config.eval_batch_size
         piece = size * max(1, -(-len(ids) // (size * 4 * self.options.workers)))
         pieces = [ids[i : i + piece] for i in range(0, len(ids), piece)]
-        total = Counts()
+        total, weights = Counts(), self._current()
 
         def call(actor: Any, part: Ids) -> Any:
-            return actor.count.remote(current, part, self._version, [self._weights])
+            return actor.count.remote(current, part, *weights)
 
         def done(part: Ids, result: tuple[Counts, Damage], worker: int) -> None:
             nonlocal total
@@ -284,7 +285,11 @@ class FleetExecutor:
         self.site.model.load_state_dict(weights)
         clock.seconds.update(now.seconds)
         clock.images.update(now.images)
-        self._version, self._weights = self._version + 1, ray.put(dict(weights))
+
+    def _current(self) -> tuple[int, list[Any]]:
+        """The model's weights as they are now, whoever changed them, for the actors to fetch."""
+        self._version += 1
+        return self._version, [ray.put(weights_of(self.site.model))]
 
     def _warn(self, progress: Progress, text: str) -> None:
         self.run.logger.warning(text)
@@ -307,9 +312,12 @@ def connected(options: FleetOptions) -> Iterator[Fleet]:
         with start_local(cpus=cpus, insecure=options.insecure):
             yield Fleet(options)
         return
+    local = False
     if options.address != "auto":
         guard_address(options.address, insecure=options.insecure)
-    ray.init(address=options.address, log_to_driver=False, logging_level=logging.ERROR)
+        local = is_loopback(host_of(options.address))
+    with loopback_only() if local else nullcontext():
+        ray.init(address=options.address, log_to_driver=False, logging_level=logging.ERROR)
     try:
         if options.address == "auto":
             guard_address(ray.get_runtime_context().gcs_address, insecure=options.insecure)

@@ -35,9 +35,9 @@ ROOT = Path(__file__).parents[2]
 _NODES = """
 import sys, json, os
 from pathlib import Path
-from pipelines._guard import _loopback_only, family, _is_loopback_ip, listening
+from pipelines._guard import loopback_only, family, _is_loopback_ip, listening
 
-with _loopback_only():
+with loopback_only():
     from ray.cluster_utils import Cluster
 
     def node(cpus):
@@ -96,8 +96,10 @@ class Nodes:
     def end(self) -> None:
         """All of its processes."""
         assert self.process.stdin is not None
+        assert self.process.stdout is not None
         self.process.stdin.close()
         self.process.wait(60)
+        self.process.stdout.close()
         self.log.close()
 
 
