@@ -254,14 +254,22 @@ ENDS = [
 def test_a_driver_that_is_ended_again_and_again_leaves_no_process_and_goes_on(
     world: Any, expected: Path, run: Callable[..., Driver], tmp_path: Path
 ) -> None:
+    killed: set[int] = set()
     for phase, number in ENDS:
         driver = run("local", "--set", "checkpoint_seconds=3600")
         driver.wait_for(f"{phase}: ")
         processes = family(driver.process.pid)
-        driver.process.send_signal(number)
-        assert driver.end(60) == (1 if number == signal.SIGTERM else -number), driver.text
         assert len(processes) > 5
-        world.wait_for_end_of(lambda found=processes: found)
+        driver.process.send_signal(number)
+        if number == signal.SIGTERM:
+            assert driver.end(60) == 1, driver.text
+            assert "Stopped." in driver.text
+            world.wait_for_end_of(lambda found=processes: found)
+        else:
+            assert driver.end(10) == -number
+            killed |= processes
     last = run("local", "--set", "checkpoint_seconds=3600")
     assert last.end() == 0, last.text
-    world.same(tmp_path / "run", expected)
+    world.same(tmp_path / "run", expected, losses=False)
+    # Ray's agents try for a while to reach the cluster's head, which is gone.
+    world.wait_for_end_of(lambda: killed, seconds=60.0)
