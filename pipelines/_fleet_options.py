@@ -24,7 +24,8 @@ class FleetOptions:
         workers: processes that score, and ranks that fine-tune; part of what fine-tuning's
             rounding depends on.
         gpus: a worker, may be a fraction; 0 runs on CPUs.
-        cpus: a worker; also its number of threads.
+        cpus: a worker; also its number of threads, on which rounding depends. 0: as many as the
+            cluster has when the job starts.
         timeout: seconds without a sign of life after which a worker is given up.
         retries: how often a unit of work may fail by lost workers before the run does.
         insecure: allow a cluster that others can reach without a token.
@@ -33,7 +34,7 @@ class FleetOptions:
     address: str | None = None
     workers: int = 1
     gpus: float = 0.0
-    cpus: int = 1
+    cpus: int = 0
     timeout: float = 600.0
     retries: int = 3
     insecure: bool = False

@@ -1,6 +1,5 @@
 """Options that several commands of the command line share."""
 
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -67,7 +66,7 @@ GpusPerWorker = Annotated[
     float | None, typer.Option(min=0, help="May be a fraction. [default: 1 on CUDA]")
 ]
 CpusPerWorker = Annotated[
-    int | None, typer.Option(min=1, help="Also its threads. [default: CPUs / workers]")
+    int | None, typer.Option(min=1, help="Also its threads. [default: the cluster's CPUs, shared]")
 ]
 WorkerTimeout = Annotated[
     float, typer.Option(min=1, help="Seconds after which a silent worker is given up.")
@@ -115,7 +114,7 @@ def fleet_of(
         address=None if address == "local" else address,
         workers=workers,
         gpus=gpus,
-        cpus=cpus or max(1, (os.cpu_count() or 1) // workers),
+        cpus=cpus or 0,
         timeout=timeout,
         insecure=insecure,
     )

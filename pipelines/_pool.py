@@ -17,6 +17,7 @@ __all__ = ["Pool", "not_started"]
 
 U = TypeVar("U")
 _POLL_SECONDS = 0.5
+_SILENT_SECONDS = 30.0  # so long may workers take to start before it is worth a word
 
 
 @dataclass
@@ -41,6 +42,7 @@ class _Work(Generic[U]):
     say: Callable[[str], None]
     waiting: deque[int]
     failures: Counter[int | None]
+    told: bool = False  # that it waits for the cluster
 
 
 class Pool(Generic[U]):
@@ -115,10 +117,17 @@ class Pool(Generic[U]):
             if slot.unit is not None and silent > limit:
                 ray.kill(slot.actor)
                 self._lost(index, work, f"no answer for {limit:.0f} s")
-        if not any(slot.started for slot in self._slots) and all(
-            time.monotonic() - slot.since > limit for slot in self._slots
-        ):
+        if any(slot.started for slot in self._slots):
+            return
+        waited = time.monotonic() - max(slot.since for slot in self._slots)
+        if waited > limit:
             raise not_started(self._options)
+        if waited > _SILENT_SECONDS and not work.told:
+            work.told = True
+            work.say(
+                f"Waiting for room on the cluster: each of {self._options.workers} workers needs "
+                f"{_list(self._options.resources)}."
+            )
 
     def _lost(self, index: int, work: _Work[U], why: str) -> None:
         number = self._slots[index].unit

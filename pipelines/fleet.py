@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 import ray
 import torch
+from ray.exceptions import GetTimeoutError
 from torch import Tensor, nn
 
 from pbe_fast._parts import Parts
@@ -35,7 +36,7 @@ from pipelines._blueprint import Blueprint, Damage, noted, rebuilt, report_damag
 from pipelines._counter import count_images
 from pipelines._fleet_options import FleetError, FleetOptions, WorkersLostError
 from pipelines._guard import guard_address, host_of, is_loopback, loopback_only, start_local
-from pipelines._pool import Pool
+from pipelines._pool import Pool, not_started
 from pipelines._ranks import Ears, Start, finetune_on_ranks
 
 __all__ = ["Fleet", "FleetError", "FleetExecutor", "FleetOptions", "Scorer", "connected"]
@@ -65,11 +66,13 @@ class Fleet:
             return Device(torch.device(name), precision, layout)
         options = {"num_cpus": self.options.cpus, "num_gpus": self.options.gpus, "max_retries": 3}
         look = ray.remote(_look).options(**options)
-        device, lines = ray.get(
-            look.remote(
-                self.options.cpus, model.spec, weights_of(model), name, precision, rest, more
-            )
+        found = look.remote(
+            self.options.cpus, model.spec, weights_of(model), name, precision, rest, more
         )
+        try:
+            device, lines = ray.get(found, timeout=self.options.timeout)
+        except GetTimeoutError:
+            raise not_started(self.options) from None
         for line in lines if say is not None else ():
             say(line)
         return device
@@ -308,9 +311,9 @@ def connected(options: FleetOptions) -> Iterator[Fleet]:
     """A fleet on the cluster of the options, or on one that is started for the block."""
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     if options.address is None:
-        cpus = max(os.cpu_count() or 1, options.workers * options.cpus)
+        cpus = max(os.cpu_count() or 1, options.workers * max(1, options.cpus))
         with start_local(cpus=cpus, insecure=options.insecure):
-            yield Fleet(options)
+            yield Fleet(_with_cpus(options))
         return
     local = False
     if options.address != "auto":
@@ -321,6 +324,26 @@ def connected(options: FleetOptions) -> Iterator[Fleet]:
     try:
         if options.address == "auto":
             guard_address(ray.get_runtime_context().gcs_address, insecure=options.insecure)
-        yield Fleet(options)
+        yield Fleet(_with_cpus(options))
     finally:
         ray.shutdown()
+
+
+def _with_cpus(options: FleetOptions) -> FleetOptions:
+    """The CPUs of a worker, if they were not said: the most with which all workers find room."""
+    if options.cpus:
+        return options
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]  # Ray's stub
+    if options.gpus:
+        nodes = [node for node in nodes if node.get("GPU", 0) >= options.gpus]
+    free = [(int(node.get("CPU", 0)), node.get("GPU", 0)) for node in nodes]
+
+    def room(cpus: int) -> int:
+        return sum(
+            min(count // cpus, int(gpus / options.gpus) if options.gpus else count)
+            for count, gpus in free
+        )
+
+    most = max((count for count, _ in free), default=1)
+    fitting = (cpus for cpus in range(most, 1, -1) if room(cpus) >= options.workers)
+    return replace(options, cpus=next(fitting, 1))

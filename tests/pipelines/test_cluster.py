@@ -188,7 +188,7 @@ def run(world: Any, env: dict[str, str], tmp_path: Path) -> Iterator[Callable[..
 @pytest.fixture(scope="module")
 def expected(world: Any) -> Path:
     """A run of two workers that nothing disturbed."""
-    with connected(FleetOptions(workers=2, timeout=60.0)) as fleet:
+    with connected(FleetOptions(workers=2, cpus=1, timeout=60.0)) as fleet:
         return Path(world.undisturbed(fleet))
 
 

@@ -60,7 +60,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def fleet() -> Iterator[Fleet]:
-    with connected(FleetOptions(workers=2, timeout=60.0)) as found:
+    with connected(FleetOptions(workers=2, cpus=1, timeout=60.0)) as found:
         yield found
 
 
