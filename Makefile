@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-gpu check bench bench-gpu clean
+.PHONY: demo test test-ray test-gpu check bench bench-gpu clean
 
 .venv/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -14,6 +14,10 @@ demo: .venv/.installed
 
 test: .venv/.installed
 	$(BIN)/python -m pytest -m "not slow and not gpu and not ray"
+
+# Clusters on this machine, and what happens when their processes die; about a quarter of an hour.
+test-ray: .venv/.installed
+	$(BIN)/python -m pytest -m ray --durations=0 --durations-min=5
 
 check: .venv/.installed
 	$(BIN)/ruff check .

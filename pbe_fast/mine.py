@@ -126,7 +126,9 @@ def mine(
 
 
 def mined_otherwise(config: PurifyConfig, infected: nn.Module) -> str:
-    """How the examples of ``data.mined`` differ from what this purification would mine at first.
+    """How the examples of ``data.mined`` differ from what the configuration says.
+
+    Of the adversary only keys that were given count, as nothing is mined in such a purification.
 
     Returns:
         a warning; empty where they do not differ, and where it is not known how they were made,
@@ -140,7 +142,7 @@ def mined_otherwise(config: PurifyConfig, infected: nn.Module) -> str:
     found = []
     if weights != tensors_digest(infected.state_dict()):
         found.append("against another model")
-    for key in ("norm", "eps_255", "steps"):
+    for key in sorted(config.adversary.model_fields_set - {"fold", "compile"}):
         ours = getattr(config.adversary, key)
         if adversary.get(key) != ours:
             found.append(f"with adversary.{key}={adversary.get(key)} instead of {ours}")

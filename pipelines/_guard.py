@@ -29,6 +29,7 @@ __all__ = [
     "LocalCluster",
     "family",
     "find_token",
+    "found_at",
     "guard_address",
     "host_of",
     "is_loopback",
@@ -153,6 +154,37 @@ def guard_address(
         "reaches it can run code on it. Start it with token authentication and give the token "
         "here (RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH=FILE), or say --insecure."
     )
+
+
+def found_at(address: str) -> str:
+    """Where a running cluster is reached: HOST:PORT.
+
+    ``auto`` stands for the one that this machine is part of. A loopback address is replaced by the
+    machine's own, if the cluster listens there: that one others may reach, too.
+
+    Raises:
+        ClusterError: there is none.
+    """
+    if address == "auto":
+        from ray._private.services import get_ray_address_from_environment
+
+        try:
+            address = str(get_ray_address_from_environment("auto", None))
+        except ConnectionError:
+            raise ClusterError(
+                "No Ray cluster runs on this machine. Give its address (--ray HOST:PORT), or "
+                "--ray local to start one for this job."
+            ) from None
+    if "://" in address or not is_loopback(host_of(address)):
+        return address
+    import ray
+
+    own, port = str(ray.util.get_node_ip_address()), urlsplit(f"//{address}").port  # type: ignore[no-untyped-call]  # Ray's stub
+    try:
+        socket.create_connection((own, port or 6379), timeout=2).close()
+    except OSError:
+        return address
+    return f"{own}:{port}"
 
 
 @contextmanager

@@ -12,8 +12,9 @@ from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskErro
 from pbe_fast.errors import PbeError
 from pbe_fast.progress import StoppedError
 from pipelines._fleet_options import FleetError, FleetOptions
+from pipelines._room import listed, not_started
 
-__all__ = ["Pool", "not_started"]
+__all__ = ["Pool"]
 
 U = TypeVar("U")
 _POLL_SECONDS = 0.5
@@ -125,8 +126,8 @@ class Pool(Generic[U]):
         if waited > _SILENT_SECONDS and not work.told:
             work.told = True
             work.say(
-                f"Waiting for room on the cluster: each of {self._options.workers} workers needs "
-                f"{_list(self._options.resources)}."
+                f"Waiting for workers to start; each of {self._options.workers} needs "
+                f"{listed(self._options.resources)}."
             )
 
     def _lost(self, index: int, work: _Work[U], why: str) -> None:
@@ -160,23 +161,7 @@ class Pool(Generic[U]):
                 continue
 
 
-def not_started(options: FleetOptions) -> FleetError:
-    """The error of a cluster that has no room for the workers."""
-    free = ray.available_resources()  # type: ignore[no-untyped-call]  # Ray's stub
-    return FleetError(
-        f"the workers could not be started within {options.timeout:.0f} s. Each of "
-        f"{options.workers} needs {_list(options.resources)}; the cluster has free: {_list(free)}. "
-        "Ask for less with --cpus-per-worker, --gpus-per-worker or --workers, or add machines; "
-        "the same command goes on."
-    )
-
-
 def _mistake(error: RayTaskError) -> BaseException:
     """What a worker raised: as it is where it is for people, else with its remote traceback."""
     cause = error.cause
     return cause if isinstance(cause, PbeError | OSError) else error
-
-
-def _list(resources: dict[str, float]) -> str:
-    shown = {name: value for name, value in resources.items() if name in ("CPU", "GPU")}
-    return ", ".join(f"{value:g} {name}" for name, value in shown.items()) or "nothing"

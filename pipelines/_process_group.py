@@ -36,8 +36,10 @@ def join(rank: int, world: int, address: str, port: int, config: TorchConfig) ->
     """On every rank: become part of the group."""
     from torch.distributed import TCPStore, init_process_group  # type: ignore[attr-defined]  # torch's stub
 
-    if ip_address(address).is_loopback:  # gloo would listen where the machine's name leads
-        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo" if sys.platform == "linux" else "lo0")
+    if ip_address(address).is_loopback:  # by themselves they would listen on another interface
+        for library in ("GLOO", "NCCL"):
+            name = "lo" if sys.platform == "linux" else "lo0"
+            os.environ.setdefault(f"{library}_SOCKET_IFNAME", name)
     timeout = timedelta(seconds=config.timeout_s)
     store = TCPStore(
         address,

@@ -34,8 +34,8 @@ from pipelines._blueprint import Blueprint, Damage, noted, weights_of
 from pipelines._counter import count_images
 from pipelines._fleet_options import FleetOptions, WorkersLostError
 from pipelines._mailbox import Mailbox, pack, run_rank, unpack
-from pipelines._pool import not_started
 from pipelines._process_group import NodeTorchConfig
+from pipelines._room import has_room, not_started
 
 __all__ = ["Start", "finetune_on_ranks"]
 
@@ -170,7 +170,7 @@ def finetune_on_ranks(
 
     Raises:
         WorkersLostError: ranks died or hung; another attempt may succeed.
-        StoppedError: ``ears.stop`` said so, and a checkpoint was made.
+        StoppedError: ``ears.stop`` said so, and what was done is in a checkpoint.
         FleetError: the cluster has no room for the ranks.
         PbeError: a mistake in what was given, found by a rank.
     """
@@ -248,8 +248,11 @@ def _listen(
     result: tuple[Mapping[str, Tensor], Clock] | None = None
     while True:
         running = attempt.running  # before the last look into the mailbox
+        stopping = ears.stop()
+        if stopping and not attempt.ranks:  # nobody there who could make a checkpoint
+            raise StoppedError
         try:
-            messages = ray.get(mailbox.take.remote(ears.stop()))
+            messages = ray.get(mailbox.take.remote(stopping))
         except RayError as error:
             raise WorkersLostError(f"the driver's mailbox was lost ({error})") from error
         for message in messages:
@@ -284,7 +287,7 @@ def _listen(
                 raise attempt.error
             raise WorkersLostError(_cause(attempt.error))
         if time.monotonic() - heard > options.timeout:
-            if not attempt.ranks:
+            if not attempt.ranks and not has_room(options):
                 raise not_started(options)
             raise WorkersLostError(f"no rank said anything for {options.timeout:.0f} s")
         time.sleep(_POLL_SECONDS)

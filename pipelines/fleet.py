@@ -35,9 +35,17 @@ from pbe_fast.training import Stage
 from pipelines._blueprint import Blueprint, Damage, noted, rebuilt, report_damage, weights_of
 from pipelines._counter import count_images
 from pipelines._fleet_options import FleetError, FleetOptions, WorkersLostError
-from pipelines._guard import guard_address, host_of, is_loopback, loopback_only, start_local
-from pipelines._pool import Pool, not_started
+from pipelines._guard import (
+    found_at,
+    guard_address,
+    host_of,
+    is_loopback,
+    loopback_only,
+    start_local,
+)
+from pipelines._pool import Pool
 from pipelines._ranks import Ears, Start, finetune_on_ranks
+from pipelines._room import listed, not_started, with_cpus
 
 __all__ = ["Fleet", "FleetError", "FleetExecutor", "FleetOptions", "Scorer", "connected"]
 
@@ -51,7 +59,7 @@ class Fleet:
     """
 
     def __init__(self, options: FleetOptions, scorer: type[Any] | None = None) -> None:
-        self.options, self.scorer = options, scorer or Scorer
+        self.options, self.scorer = with_cpus(options), scorer or Scorer
 
     def choose_device(
         self, name: str, precision: Any, model: nn.Module, *rest: Any, **more: Any
@@ -72,6 +80,7 @@ class Fleet:
         try:
             device, lines = ray.get(found, timeout=self.options.timeout)
         except GetTimeoutError:
+            ray.cancel(found)
             raise not_started(self.options) from None
         for line in lines if say is not None else ():
             say(line)
@@ -146,6 +155,7 @@ class FleetExecutor:
         self._blueprint = ray.put(Blueprint.of(site, options.cpus))
         self._pool: Pool[Any] | None = None
         self._version = 0
+        run.logger.info("%d workers with %s each", options.workers, listed(options.resources))
 
     @property
     def device(self) -> Device:
@@ -313,37 +323,13 @@ def connected(options: FleetOptions) -> Iterator[Fleet]:
     if options.address is None:
         cpus = max(os.cpu_count() or 1, options.workers * max(1, options.cpus))
         with start_local(cpus=cpus, insecure=options.insecure):
-            yield Fleet(_with_cpus(options))
+            yield Fleet(options)
         return
-    local = False
-    if options.address != "auto":
-        guard_address(options.address, insecure=options.insecure)
-        local = is_loopback(host_of(options.address))
-    with loopback_only() if local else nullcontext():
-        ray.init(address=options.address, log_to_driver=False, logging_level=logging.ERROR)
+    address = found_at(options.address)
+    guard_address(address, insecure=options.insecure)
+    with loopback_only() if is_loopback(host_of(address)) else nullcontext():
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     try:
-        if options.address == "auto":
-            guard_address(ray.get_runtime_context().gcs_address, insecure=options.insecure)
-        yield Fleet(_with_cpus(options))
+        yield Fleet(options)
     finally:
         ray.shutdown()
-
-
-def _with_cpus(options: FleetOptions) -> FleetOptions:
-    """The CPUs of a worker, if they were not said: the most with which all workers find room."""
-    if options.cpus:
-        return options
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]  # Ray's stub
-    if options.gpus:
-        nodes = [node for node in nodes if node.get("GPU", 0) >= options.gpus]
-    free = [(int(node.get("CPU", 0)), node.get("GPU", 0)) for node in nodes]
-
-    def room(cpus: int) -> int:
-        return sum(
-            min(count // cpus, int(gpus / options.gpus) if options.gpus else count)
-            for count, gpus in free
-        )
-
-    most = max((count for count, _ in free), default=1)
-    fitting = (cpus for cpus in range(most, 1, -1) if room(cpus) >= options.workers)
-    return replace(options, cpus=next(fitting, 1))

@@ -6,7 +6,7 @@ beside it, once. Nothing here needs Ray.
 
 import json
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from pbe_fast import PurifyConfig, TrainConfig, load_config, poison, purify, tra
 from pbe_fast.config import PoisonConfig
 from pbe_fast.data.shards import write_shards
 from pbe_fast.data.signs import sign_names, signs
+from pipelines._guard import family
 
 CLASSES = 3
 MODEL = """
@@ -205,28 +206,34 @@ class World:
         return [(x["round"], x["epoch"], x["batch"], x["loss"]) for x in steps]
 
     @staticmethod
+    def family(pid: int) -> set[tuple[int, str]]:
+        """A process and all that descend from it: their numbers, and when they began."""
+        return {(each, _life(each)[1]) for each in family(pid)}
+
+    @staticmethod
     def wait_for_end_of(
-        family: Callable[[], Iterable[int]], *words: str, seconds: float = 30.0
+        processes: set[tuple[int, str]], *words: str, seconds: float = 30.0
     ) -> None:
         """Processes, or those with one of the words in their command lines, end in time."""
         deadline = time.monotonic() + seconds
-        while left := [t for t in map(_title, family()) if t and _any(words, t)]:
+        while left := [
+            title
+            for pid, began in processes
+            for title, now in [_life(pid)]
+            if title and now == began and (not words or any(word in title for word in words))
+        ]:
             assert time.monotonic() < deadline, f"still running: {left}"
             time.sleep(0.5)
 
 
-def _any(words: tuple[str, ...], title: str) -> bool:
-    return not words or any(word in title for word in words)
-
-
-def _title(pid: int) -> str:
-    """Empty for a process that has ended."""
+def _life(pid: int) -> tuple[str, str]:
+    """Command line and beginning of a process; empty if it has ended."""
     try:
         title = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ")
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
-        return ""
-    return "" if state == "Z" else title.decode(errors="replace")
+        return "", ""
+    return ("", "") if fields[0] == "Z" else (title.decode(errors="replace"), fields[19])
 
 
 @pytest.fixture(scope="session")

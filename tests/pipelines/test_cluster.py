@@ -20,7 +20,6 @@ from typing import Any
 import pytest
 
 pytest.importorskip("ray")
-from pipelines._guard import family
 from pipelines.fleet import FleetOptions, connected
 
 pytestmark = [
@@ -192,51 +191,47 @@ def expected(world: Any) -> Path:
         return Path(world.undisturbed(fleet))
 
 
-def test_nodes_are_lost_and_others_take_their_places(
+def test_nodes_and_a_head_are_lost(
     world: Any,
     expected: Path,
     start_nodes: Callable[[str], Nodes],
     run: Callable[..., Driver],
     tmp_path: Path,
 ) -> None:
-    """While they score and while they train."""
-    nodes = start_nodes("ab")
-    driver = run(nodes.address)
-    for name, phase, fault in (("c", "score 0", "eval-wait-1"), ("d", "round 1", "train-wait-3")):
-        driver.wait_for(f"{phase}: ")
+    """Another node takes a lost one's place; else there is one clear end, and the same command
+    goes on, on another cluster, too."""
+
+    def will(fault: str) -> None:
         (world.root / fault).touch()
-        nodes.ask(f"add {name}")
-        nodes.ask(f"kill {world.waiting(driver)}")
-    assert driver.end() == 0, driver.text
-    assert "worker" in driver.text
-    assert "going on from the last saved state" in driver.text
-    world.same(tmp_path / "run", expected)
 
-
-def test_a_cluster_that_loses_a_node_for_good_and_one_that_loses_its_head(
-    world: Any,
-    expected: Path,
-    start_nodes: Callable[[str], Nodes],
-    run: Callable[..., Driver],
-    tmp_path: Path,
-) -> None:
-    """Both are one clear end, and the same command goes on, on another cluster, too."""
     nodes = start_nodes("ab")
+    will("train-wait-1")
     first = run(nodes.address, "--worker-timeout", "20")
-    first.wait_for("round 0: ")
-    (world.root / "train-wait-1").touch()
     nodes.ask(f"kill {world.waiting(first)}")
     assert first.end(60) == 2
     assert "Each of 2 needs 1 CPU; the cluster has free: 1 CPU" in first.text
+
     nodes.ask("add c")
     second = run(nodes.address)
     second.wait_for("score 0: ")
-    (world.root / "eval-wait-1").touch()
+    will("eval-wait-1")
+    pid = world.waiting(second)
+    will("train-wait-1")  # in round 1
+    nodes.ask("add d")
+    nodes.ask(f"kill {pid}")
     world.waiting(second)
+    assert "another one is started" in second.text
     nodes.ask("behead")
-    assert second.end(60) not in (0, None)
-    third = run(start_nodes("de").address)
+    assert second.end(60) != 0
+
+    nodes = start_nodes("ab")
+    will("train-wait-5")
+    third = run(nodes.address)
+    pid = world.waiting(third)
+    nodes.ask("add c")
+    nodes.ask(f"kill {pid}")
     assert third.end() == 0, third.text
+    assert "going on from the last saved state" in third.text
     world.same(tmp_path / "run", expected)
 
 
@@ -244,9 +239,9 @@ ENDS = [
     ("infected: ACC, ASR", signal.SIGKILL),
     ("round 0", signal.SIGKILL),
     ("score 0", signal.SIGKILL),
-    ("round 1", signal.SIGTERM),
     ("round 1", signal.SIGKILL),
-    ("score 1", signal.SIGTERM),
+    ("round 1", signal.SIGTERM),
+    ("score 1", signal.SIGKILL),
     ("purified: ACC, ASR", signal.SIGKILL),
 ]
 
@@ -254,17 +249,17 @@ ENDS = [
 def test_a_driver_that_is_ended_again_and_again_leaves_no_process_and_goes_on(
     world: Any, expected: Path, run: Callable[..., Driver], tmp_path: Path
 ) -> None:
-    killed: set[int] = set()
+    killed: set[tuple[int, str]] = set()
     for phase, number in ENDS:
         driver = run("local", "--set", "checkpoint_seconds=3600")
         driver.wait_for(f"{phase}: ")
-        processes = family(driver.process.pid)
+        processes = world.family(driver.process.pid)
         assert len(processes) > 5
         driver.process.send_signal(number)
         if number == signal.SIGTERM:
             assert driver.end(60) == 1, driver.text
             assert "Stopped." in driver.text
-            world.wait_for_end_of(lambda found=processes: found)
+            world.wait_for_end_of(processes)
         else:
             assert driver.end(10) == -number
             killed |= processes
@@ -272,4 +267,4 @@ def test_a_driver_that_is_ended_again_and_again_leaves_no_process_and_goes_on(
     assert last.end() == 0, last.text
     world.same(tmp_path / "run", expected, losses=False)
     # Ray's agents try for a while to reach the cluster's head, which is gone.
-    world.wait_for_end_of(lambda: killed, seconds=60.0)
+    world.wait_for_end_of(killed, seconds=60.0)

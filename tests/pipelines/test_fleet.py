@@ -24,7 +24,6 @@ from pbe_fast.errors import DivergenceError, QuarantineError, ShardError
 from pbe_fast.models import ModelSpec
 
 pytest.importorskip("ray")
-from pipelines._guard import family
 from pipelines.fleet import Fleet, FleetError, FleetOptions, Scorer, connected
 
 pytestmark = [
@@ -64,9 +63,9 @@ FAULTS = [
     ("infected: ACC, ASR", "eval-kill-0"),  # an actor that measures
     ("round 0", "train-kill-2"),  # a rank
     ("score 0", "eval-kill-1"),  # a scoring actor, in the middle of a shard
-    ("round 1", "train-kill-7"),  # a rank, with checkpoints to go on from
+    ("round 1", "train-kill-3"),  # a rank, with checkpoints to go on from
     ("round 1", "eval-kill-0"),  # a rank that mines
-    ("round 1", "train-hang-3"),  # a rank that does nothing any more
+    ("round 1", "train-hang-1"),  # a rank that does nothing any more
     ("score 1", "eval-memory-0"),  # a batch that does not fit into memory
     ("purified: ACC, ASR", "eval-hang-0"),  # an actor that measures
 ]
@@ -177,4 +176,4 @@ def test_a_fleet_that_the_cluster_cannot_hold_says_so(
 
 def test_nothing_is_left_behind(world: Any, fleet: Fleet) -> None:
     """Actors and ranks of the tests before are gone."""
-    world.wait_for_end_of(lambda: family(os.getpid()), "Scorer", "RayTrainWorker")
+    world.wait_for_end_of(world.family(os.getpid()), "Scorer", "Dying", "RayTrainWorker")

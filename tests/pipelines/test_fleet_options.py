@@ -7,7 +7,7 @@ import pytest
 pytest.importorskip("ray")
 import ray
 
-from pipelines import _options, fleet
+from pipelines import _options, _room, fleet
 from pipelines.fleet import FleetOptions
 
 
@@ -25,6 +25,8 @@ from pipelines.fleet import FleetOptions
         ([(128, 8)], 16, 0.5, 8),
         ([(64, 0), (16, 4), (16, 4)], 8, 1.0, 4),
         ([(64, 0), (16, 1), (16, 1)], 2, 1.0, 16),
+        ([(12, 2), (4, 2)], 4, 0.6, 2),
+        ([(12, 2), (4, 2)], 2, 2.0, 4),
     ],
 )
 def test_cpus_of_a_worker(
@@ -40,8 +42,8 @@ def test_cpus_of_a_worker(
     ]
     monkeypatch.setattr(ray, "nodes", lambda: [*found, {"Alive": False, "Resources": {"CPU": 99}}])
     options = FleetOptions(workers=workers, gpus=gpus)
-    assert fleet._with_cpus(options).cpus == cpus
-    assert fleet._with_cpus(FleetOptions(cpus=3)).cpus == 3
+    assert _room.with_cpus(options).cpus == cpus
+    assert _room.with_cpus(FleetOptions(cpus=3)).cpus == 3
 
 
 def test_a_driver_without_a_gpu_says_what_it_takes_for_granted(
