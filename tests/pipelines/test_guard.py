@@ -242,3 +242,30 @@ def test_a_local_cluster_listens_on_loopback_alone(how: str, tmp_path: Path) -> 
     assert not Path(found["folder"]).exists()
     assert not (tmp_path / ".ray").exists()  # no token was left in the home
     assert "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER" not in found["left"]
+
+
+# --- where a cluster is --------------------------------------------------------------------------
+
+
+def test_a_loopback_address_stands_for_what_listens_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    """127.0.0.2 plays the machine's own address."""
+    ray = pytest.importorskip("ray")
+    monkeypatch.setattr(ray.util, "get_node_ip_address", lambda: "127.0.0.2")
+    for host, expected in (("127.0.0.1", "127.0.0.1"), ("127.0.0.2", "127.0.0.2")):
+        with socket.create_server((host, 0)) as cluster:
+            port = cluster.getsockname()[1]
+            assert _guard.found_at(f"127.0.0.1:{port}") == f"{expected}:{port}"
+    assert _guard.found_at("10.0.0.5:6379") == "10.0.0.5:6379"
+
+
+def test_auto_is_looked_up_before_anything_connects(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("ray")
+    from ray._private import services
+
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.5:6379")
+    assert _guard.found_at("auto") == "10.0.0.5:6379"
+    monkeypatch.delenv("RAY_ADDRESS")
+    monkeypatch.setattr(services, "find_gcs_addresses", set)
+    monkeypatch.setattr(services, "find_bootstrap_address", lambda _: None)
+    with pytest.raises(ClusterError, match="--ray local"):
+        _guard.found_at("auto")
