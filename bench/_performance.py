@@ -208,6 +208,31 @@ def bookkeeping_table() -> str:
     return "\n".join(lines)
 
 
+def scaling_table(device: str) -> Callable[[], str]:
+    """Throughput by the number of workers."""
+
+    def table() -> str:
+        content = _content(f"scaling_{device}")
+        if content is None:
+            return _missing(f"scaling on {device.upper()}")
+        base = content["runs"][0]
+        lines = [
+            _machine(content),
+            "",
+            "| workers | scoring, images/s | | AFT, images/s | |",
+            "| ---: | ---: | ---: | ---: | ---: |",
+        ]
+        for row in content["runs"]:
+            cells = [
+                f"{row[part]:,.1f} | {row[part] / base[part]:.2f}x"
+                for part in ("scoring", "finetuning")
+            ]
+            lines.append(f"| {row['workers']} | {' | '.join(cells)} |")
+        return "\n".join(lines)
+
+    return table
+
+
 BLOCKS: dict[str, Callable[[], str]] = {
     "pgd-cpu": pgd_table("pgd_cpu", "cpu"),
     "pgd-gtsrb": pgd_table("pgd_gtsrb_cpu", "cpu", limit=False),
@@ -219,6 +244,8 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "sizes-cuda": sizes_table("cuda"),
     "kernels": kernels_table,
     "bookkeeping": bookkeeping_table,
+    "scaling-cpu": scaling_table("cpu"),
+    "scaling-cuda": scaling_table("cuda"),
 }
 
 
