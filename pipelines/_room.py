@@ -14,14 +14,18 @@ def with_cpus(options: FleetOptions) -> FleetOptions:
     """The CPUs of a worker, if they were not said: the most with which all workers find room."""
     if options.cpus:
         return options
-    most = max((cpus for cpus, _ in _nodes(options)), default=1)
-    fitting = (n for n in range(most, 1, -1) if has_room(replace(options, cpus=n)))
-    return replace(options, cpus=next(fitting, 1))
+    nodes = _nodes(options)
+    most = max((cpus for cpus, _ in nodes), default=1)
+    sizes = (replace(options, cpus=cpus) for cpus in range(most, 1, -1))
+    return next((size for size in sizes if _fits(size, nodes)), replace(options, cpus=1))
 
 
 def has_room(options: FleetOptions) -> bool:
     """Whether the cluster could hold all workers, if nobody else used it."""
+    return _fits(options, _nodes(options))
 
+
+def _fits(options: FleetOptions, nodes: list[tuple[int, int]]) -> bool:
     def workers(cpus: int, gpus: int) -> int:
         by_cpus = cpus // options.cpus
         if not options.gpus:
@@ -30,7 +34,7 @@ def has_room(options: FleetOptions) -> bool:
         each = gpus * int(1 / options.gpus) if options.gpus < 1 else int(gpus // options.gpus)
         return min(by_cpus, each)
 
-    return sum(workers(*node) for node in _nodes(options)) >= options.workers
+    return sum(workers(*node) for node in nodes) >= options.workers
 
 
 def _nodes(options: FleetOptions) -> list[tuple[int, int]]:

@@ -24,6 +24,7 @@ from pbe_fast.erase import make_pgd
 from pbe_fast.errors import ConfigError, QuarantineError, RunDirectoryError, ShardError
 from pbe_fast.models import ModelSpec, create_model, load_model, save_model
 from pbe_fast.progress import StoppedError
+from tests._runs import Stop, StopAfter, mined_files
 
 CLASSES, SIZE = 3, 16
 CPU = Device(torch.device("cpu"), "float32", "contiguous")
@@ -31,32 +32,6 @@ BASE = [
     f"data.image_size={SIZE}", "precision=float32", "memory_format=contiguous", "device=cpu",
     "adversary.steps=2",
 ]  # fmt: skip
-
-
-class Stop(BaseException):
-    """A kill: nothing in the library may catch it."""
-
-
-class StopAfter:
-    """A progress that kills the run after so many images of the phases that match."""
-
-    def __init__(self, images: int, phase: str = "") -> None:
-        self.images, self.wanted, self.name = images, phase, ""
-
-    def phase(self, name: str, total: int, done: int = 0) -> None:
-        self.name = name
-
-    def advance(self, images: int) -> None:
-        if self.wanted in self.name:
-            self.images -= images
-            if self.images < 0:
-                raise Stop
-
-    def say(self, text: str) -> None:
-        pass
-
-    def detail(self, text: str) -> None:
-        pass
 
 
 def _samples() -> Iterator[Sample]:
@@ -92,12 +67,6 @@ def mined(world: Path) -> Path:
     """What a run that nothing stopped made of ``clean``."""
     mine(_config(world), world / "mined")
     return world / "mined"
-
-
-def _files(out: Path) -> dict[str, bytes]:
-    """The manifest and all parts."""
-    found = [out / "manifest.parquet", *sorted((out / "parts").rglob("*"))]
-    return {str(p.relative_to(out)): p.read_bytes() for p in found if p.is_file()}
 
 
 def _pixels(folder: Path) -> tuple[list[str], torch.Tensor, torch.Tensor]:
@@ -229,7 +198,7 @@ def test_a_killed_run_ends_in_the_same_bytes(
     kept = {p: p.stat().st_mtime_ns for p in (out / "parts").glob("0*/*.tar")}
     assert bool(kept) == (images > 20)
     mine(_config(world), out)
-    assert _files(out) == _files(mined)
+    assert mined_files(out) == mined_files(mined)
     assert {p: p.stat().st_mtime_ns for p in kept} == kept
 
 
@@ -246,7 +215,7 @@ def test_a_run_that_is_told_to_stop_goes_on(
     with pytest.raises(StoppedError):
         mine(_config(world), out, stop=stop)
     metrics = mine(_config(world), out)
-    assert _files(out) == _files(mined)
+    assert mined_files(out) == mined_files(mined)
     assert metrics["seconds"]["mine"] > 0
 
 
@@ -261,7 +230,7 @@ def test_damaged_parts_are_mined_again(world: Path, tmp_path: Path, mined: Path)
     (parts[2] / "part.json").write_text("{}")
     (out / "parts" / ".000001.partial").mkdir()
     mine(_config(world), out)
-    assert _files(out) == _files(mined)
+    assert mined_files(out) == mined_files(mined)
     assert not list((out / "parts").glob(".*"))
 
 
@@ -275,7 +244,7 @@ def test_another_configuration_is_refused_or_mines_all_again(world: Path, tmp_pa
         mine(other, out)
     mine(other, out, accept_changes=True)
     mine(other, tmp_path / "fresh")
-    assert _files(out) == _files(tmp_path / "fresh")
+    assert mined_files(out) == mined_files(tmp_path / "fresh")
 
 
 def test_other_shards_and_other_versions_are_refused(
@@ -529,5 +498,5 @@ def test_mined_shards_may_lie_in_sub_folders_of_a_moved_set(
     monkeypatch.chdir(tmp_path)
     assert verify_shards(Manifest.load(Path("moved"))) == []
     mine(_config(world), Path("here"))
-    assert _files(Path("here")) == _files(mined)
+    assert mined_files(Path("here")) == mined_files(mined)
     assert sorted(os.listdir("here/parts")) == sorted(os.listdir(mined / "parts"))

@@ -27,32 +27,10 @@ from pbe_fast.errors import (
 )
 from pbe_fast.progress import StoppedError
 from pbe_fast.run_directory import tensors_digest
+from tests._runs import Stop, StopAfter
 
 CLASSES = 3
 RESULTS = ("purified.safetensors", "suspects.parquet")
-
-
-class Stop(BaseException):
-    """A kill: nothing in the library may catch it."""
-
-
-class StopAfter:
-    """A progress that kills the run after so many images of the phases that match."""
-
-    def __init__(self, images: int, phase: str = "") -> None:
-        self.images, self.wanted, self.name = images, phase, ""
-
-    def phase(self, name: str, total: int, done: int = 0) -> None:
-        self.name = name
-
-    def advance(self, images: int) -> None:
-        if self.wanted in self.name:
-            self.images -= images
-            if self.images < 0:
-                raise Stop
-
-    def say(self, text: str) -> None:
-        pass
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ beside it, once. Nothing here needs Ray.
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -240,3 +240,12 @@ def _life(pid: int) -> tuple[str, str]:
 def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     """Made once."""
     return World(tmp_path_factory.mktemp("world"))
+
+
+@pytest.fixture(scope="module")
+def fleet() -> Iterator[Any]:
+    """Two workers of a thread each, on a cluster of this machine."""
+    from pipelines.fleet import FleetOptions, connected  # which needs Ray
+
+    with connected(FleetOptions(workers=2, cpus=1, timeout=60.0)) as found:
+        yield found

@@ -7,7 +7,6 @@ whose network kills or stops its own process when it finds a marker, once.
 import os
 import shutil
 import signal
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,7 @@ from pbe_fast.errors import DivergenceError, QuarantineError, ShardError
 from pbe_fast.models import ModelSpec
 
 pytest.importorskip("ray")
-from pipelines.fleet import Fleet, FleetError, FleetOptions, Scorer, connected
+from pipelines.fleet import Fleet, FleetError, Scorer
 
 pytestmark = [
     pytest.mark.ray,
@@ -32,12 +31,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # Ray's, about itself
     pytest.mark.filterwarnings("ignore::FutureWarning"),
 ]
-
-
-@pytest.fixture(scope="module")
-def fleet() -> Iterator[Fleet]:
-    with connected(FleetOptions(workers=2, cpus=1, timeout=60.0)) as found:
-        yield found
 
 
 def test_two_workers_make_the_same_steps(world: Any, fleet: Fleet) -> None:

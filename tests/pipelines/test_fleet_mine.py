@@ -17,9 +17,10 @@ from pbe_fast.data.signs import sign_names, signs
 from pbe_fast.errors import QuarantineError
 from pbe_fast.models import ModelSpec, create_model, save_model
 from pbe_fast.progress import StoppedError
+from tests._runs import mined_files
 
 pytest.importorskip("ray")
-from pipelines.fleet import Fleet, FleetOptions, connected
+from pipelines.fleet import Fleet
 
 pytestmark = [
     pytest.mark.ray,
@@ -58,12 +59,6 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-@pytest.fixture(scope="module")
-def fleet() -> Iterator[Fleet]:
-    with connected(FleetOptions(workers=2, cpus=1, timeout=60.0)) as found:
-        yield found
-
-
 def _config(world: Path, *settings: str, data: Path | None = None) -> MineConfig:
     values = {
         "model.checkpoint": world / "model.safetensors",
@@ -72,16 +67,10 @@ def _config(world: Path, *settings: str, data: Path | None = None) -> MineConfig
     return load_config(MineConfig, None, [*BASE, "batch_size=8", *settings], values)
 
 
-def _files(out: Path) -> dict[str, bytes]:
-    """The manifest and all parts."""
-    found = [out / "manifest.parquet", *sorted((out / "parts").rglob("*"))]
-    return {str(p.relative_to(out)): p.read_bytes() for p in found if p.is_file()}
-
-
 def test_any_number_of_workers_makes_the_same_bytes(
     world: Path, tmp_path: Path, fleet: Fleet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    expected = _files(world / "mined")
+    expected = mined_files(world / "mined")
     assert len(expected) > 8  # several shards
     monkeypatch.chdir(tmp_path)  # relative paths mean the same to the workers
     for workers in (1, 2):
@@ -89,7 +78,7 @@ def test_any_number_of_workers_makes_the_same_bytes(
         metrics = mine(_config(world), Path(f"out{workers}"), fleet=one)
         assert metrics["images"] == 90
         assert metrics["images_per_second"]["mine"] > 0
-        assert _files(Path(f"out{workers}")) == expected
+        assert mined_files(Path(f"out{workers}")) == expected
 
 
 def test_a_fleet_that_was_stopped_goes_on_anywhere(
@@ -101,7 +90,7 @@ def test_a_fleet_that_was_stopped_goes_on_anywhere(
     time.sleep(1)  # workers are gone before another process writes here
     assert not (out / "manifest.parquet").exists()
     mine(_config(world), out)
-    assert _files(out) == _files(world / "mined")
+    assert mined_files(out) == mined_files(world / "mined")
 
 
 def test_undecodable_images_are_counted_by_the_driver(
