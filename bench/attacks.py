@@ -4,8 +4,9 @@
 
 The folder holds clean shards in ``train`` and ``test``; everything else is made there, one run
 directory a cell, and a cell that is there already is not done again. ``--only badnets`` does
-the cells of one attack, so that several processes can share the work. ``--table`` does nothing
-but collect what is there into JSON.
+the cells of one attack, so that several processes can share the work. ``--seeds 1 2`` purifies the
+same infected models with other seeds (which draw the clean subset and the order of the batches).
+``--table`` does nothing but collect what is there into JSON.
 """
 
 import argparse
@@ -13,6 +14,7 @@ import json
 import platform
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +46,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "aft_published": {"method": "aft"},
     "aft_constant": {"method": "aft", "aft.lr": 0.05},
 }
+MOST_SEEDS = 10
 DEFAULT_METHODS = ("aft", "pbe")
 
 
@@ -72,9 +75,13 @@ CELLS = {
 
 
 def run_cell(
-    folder: Path, cell: Cell, device: str, methods: Sequence[str] = DEFAULT_METHODS
+    folder: Path,
+    cell: Cell,
+    device: str,
+    methods: Sequence[str] = DEFAULT_METHODS,
+    seeds: Sequence[int] = (0,),
 ) -> None:
-    """Poison, train, and purify by both methods; whatever is finished is left alone."""
+    """Poison, train, and purify by some methods; whatever is finished is left alone."""
     with progress_bars(Console()) as progress:
         infected = cell.attack != BENIGN
         poisoned = folder / (f"poisoned-{cell.attack}" if infected else "train")
@@ -97,25 +104,32 @@ def run_cell(
             "device": device,
         }
         clean = {"data.clean": folder / "train", "data.clean_fraction": CLEAN_FRACTION}
-        for method in methods:
-            values = {**common, **METHODS[method]}
+        for seed, method in product(seeds, methods):
+            values = {**common, **METHODS[method], "seed": seed}
             if values["method"] == "aft":
                 values |= clean
             config = load_config(PurifyConfig, values=values)
-            purify(config, folder / f"{method}-{cell.attack}", progress)
+            purify(config, folder / _cell_name(method, cell.attack, seed), progress)
+
+
+def _cell_name(part: str, attack: str, seed: int = 0) -> str:
+    return f"{part}-{attack}" + (f"-seed{seed}" if seed else "")
 
 
 def collect(folder: Path) -> dict[str, Any]:
-    """What the finished cells say, without any path."""
+    """What the finished cells say, without any path; other seeds under ``seeds``, by number."""
+
+    def finished(parts: Sequence[str], name: str, seed: int) -> dict[str, Any]:
+        files = {part: folder / _cell_name(part, name, seed) / "metrics.json" for part in parts}
+        return {p: json.loads(f.read_text(encoding="utf-8")) for p, f in files.items() if f.exists()}
+
     rows: dict[str, Any] = {}
     for name, cell in CELLS.items():
-        row: dict[str, Any] = {"settings": cell.settings, "epochs": cell.epochs}
-        for part in ("model", *METHODS):
-            file = folder / f"{part}-{name}" / "metrics.json"
-            if file.exists():
-                row[part] = json.loads(file.read_text(encoding="utf-8"))
+        row = finished(("model", *METHODS), name, 0)
         if "model" in row:
-            rows[name] = row
+            more = {str(seed): finished(list(METHODS), name, seed) for seed in range(1, MOST_SEEDS)}
+            seeds = {seed: parts for seed, parts in more.items() if parts}
+            rows[name] = {"settings": cell.settings, "epochs": cell.epochs, **row, "seeds": seeds}
     return rows
 
 
@@ -127,6 +141,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--only", choices=list(CELLS), nargs="*", default=list(CELLS))
     parser.add_argument("--methods", choices=METHODS, nargs="*", default=DEFAULT_METHODS)
+    parser.add_argument("--seeds", type=int, choices=range(MOST_SEEDS), nargs="*", default=[0])
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--device", default="auto")
     parser.add_argument("--table", action="store_true", help="collect alone, run nothing")
@@ -134,7 +149,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     for name in [] if options.table else options.only:
-        run_cell(options.folder, CELLS[name], options.device, options.methods)
+        run_cell(options.folder, CELLS[name], options.device, options.methods, options.seeds)
     content = {
         "command": "python -m bench.attacks runs/gtsrb",
         "data": "GTSRB, 32x32, 43 classes, 39,209 training and 12,630 test images",
