@@ -121,7 +121,11 @@ def collect(folder: Path) -> dict[str, Any]:
 
     def finished(parts: Sequence[str], name: str, seed: int) -> dict[str, Any]:
         files = {part: folder / _cell_name(part, name, seed) / "metrics.json" for part in parts}
-        return {p: json.loads(f.read_text(encoding="utf-8")) for p, f in files.items() if f.exists()}
+        return {
+            part: json.loads(file.read_text(encoding="utf-8"))
+            for part, file in files.items()
+            if file.exists()
+        }
 
     rows: dict[str, Any] = {}
     for name, cell in CELLS.items():
