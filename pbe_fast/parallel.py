@@ -13,13 +13,14 @@ costs 15 half passes a step and sends nothing.
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.autograd.function import FunctionCtx
+from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from pbe_fast.errors import ConfigError
@@ -72,27 +73,52 @@ class Share:
         return flat[-3], flat[-2]
 
 
-class _Sum(torch.autograd.Function):
-    """The sum over all ranks; a rank's share of the gradient is the sum of all of them."""
+class _Normalise(torch.autograd.Function):
+    """Batch norm with mean and variance over the images of all ranks; torch's kernels do the work.
+
+    Takes ``(N, C, ...)`` in float32, weight and bias ``(C,)`` or None, and eps. Returns the output,
+    and mean, variance and number of values by channel, which have no gradients.
+    """
 
     @staticmethod
-    def forward(_: FunctionCtx, value: Tensor) -> Tensor:
-        total = value.clone()
-        dist.all_reduce(total)
-        return total
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        count = x.new_tensor(x.numel() / x.shape[1])
+        dims = [0, *range(2, x.ndim)]
+        variance, mean = torch.var_mean(x, dims, correction=0)
+        mine = torch.stack([mean, variance, count.expand_as(mean)])
+        everyone = [torch.empty_like(mine) for _ in range(dist.get_world_size())]
+        dist.all_gather(everyone, mine)
+        # The difference of two large sums would lose what is small, so means are taken first.
+        means, variances, counts = torch.stack(everyone, 1).unbind()
+        total = counts.sum(0)
+        mean = (means * counts).sum(0) / total
+        variance = ((variances + (means - mean).square()) * counts).sum(0) / total
+        y = functional.batch_norm(x, mean, variance, weight, bias, eps=eps)
+        ctx.save_for_backward(x, weight, mean, variance, total)
+        ctx.eps = eps
+        ctx.mark_non_differentiable(mean, variance, total)
+        return y, mean, variance, total
 
     @staticmethod
-    def backward(_: FunctionCtx, gradient: Tensor) -> Tensor:
-        total = gradient.clone()
-        dist.all_reduce(total)
-        return total
+    def backward(ctx: Any, gradient: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, mean, variance, total = ctx.saved_tensors
+        # As if mean and variance were constants, which gives the sums that the rest is made of.
+        through, for_weight, for_bias = torch.ops.aten.native_batch_norm_backward(
+            gradient, x, weight, mean, variance, None, None, False, ctx.eps, [True] * 3
+        )
+        sums = torch.stack([for_weight, for_bias])
+        dist.all_reduce(sums)
+        scale = torch.rsqrt(variance + ctx.eps) / total
+        along, level = sums * (scale if weight is None else scale * weight)
+        by_statistics = functional.batch_norm(x, mean, variance, along, level, eps=ctx.eps)
+        affine = (None, None) if weight is None else (for_weight, for_bias)
+        return through.sub_(by_statistics), *affine, None
 
 
 class _SharedBatchNorm(_BatchNorm):
-    """Batch norm over the images of all ranks, on any device.
-
-    In two passes, mean first, as the difference of two large sums would lose what is small.
-    """
+    """Batch norm over the images of all ranks, on any device."""
 
     def __init__(self, norm: _BatchNorm) -> None:
         super().__init__(norm.num_features, norm.eps, norm.momentum, norm.affine)
@@ -113,20 +139,9 @@ class _SharedBatchNorm(_BatchNorm):
         """``(N, C, ...)``, same out."""
         if not self.training and self.running_mean is not None:
             return self.act(self.drop(super().forward(input)))  # type: ignore[no-any-return]  # modules are untyped
-        x = input.float()
-        dims = [0, *range(2, x.ndim)]
-        shape = [1, -1, *[1] * (x.ndim - 2)]
-        count = x.new_tensor([x.numel() / x.shape[1]])
-        sums = _Sum.apply(torch.cat([x.sum(dims), count]))
-        total = sums[-1].detach()
-        mean = sums[:-1] / total
-        centred = x - mean.view(shape)
-        variance = _Sum.apply((centred * centred).sum(dims)) / total
+        y, mean, variance, total = _Normalise.apply(input.float(), self.weight, self.bias, self.eps)
         if self.running_mean is not None and self.running_var is not None:
-            self._keep(mean.detach(), variance.detach() * total / (total - 1))
-        y = centred * torch.rsqrt(variance + self.eps).view(shape)
-        if self.affine:
-            y = y * self.weight.view(shape) + self.bias.view(shape)
+            self._keep(mean, variance * total / (total - 1))
         return self.act(self.drop(y.to(input.dtype)))  # type: ignore[no-any-return]  # modules are untyped
 
     def _keep(self, mean: Tensor, variance: Tensor) -> None:

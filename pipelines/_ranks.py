@@ -9,6 +9,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +24,7 @@ from ray.train import (
     get_context,
 )
 from ray.train.torch import TorchTrainer
+from ray.train.v2._internal.execution.callback import ControllerCallback
 from torch import Tensor
 
 from pbe_fast._site import Hooks
@@ -39,7 +41,9 @@ from pipelines._room import has_room, not_started
 
 __all__ = ["Start", "finetune_on_ranks"]
 
+_THREAD = "ray-train"
 _POLL_SECONDS = 0.2
+_END_SECONDS = 30.0  # for Ray Train to see that its ranks are gone; one that hangs takes 5
 _TELL_SECONDS = 0.5  # between two messages of a rank that only tell that it is alive
 
 
@@ -199,25 +203,42 @@ def finetune_on_ranks(
             ),
             # Attempts are counted by the driver, which knows what was kept.
             run_config=RunConfig(
-                name="finetune", storage_path=folder, failure_config=FailureConfig(max_failures=0)
+                name="finetune",
+                storage_path=folder,
+                failure_config=FailureConfig(max_failures=0),
+                callbacks=[_Introduced(mailbox)],  # type: ignore[list-item]  # Ray's stub
             ),
         )
-        attempt = _Attempt(trainer)
+        attempt = _Attempt(trainer, mailbox)
         try:
-            return _listen(mailbox, attempt, options, ears)
+            return _listen(attempt, options, ears)
         finally:
             attempt.end()
             ray.kill(mailbox)
 
 
+class _Introduced(ControllerCallback):
+    """Has Ray Train's controller, an actor, say who it is: it can be ended in no other way."""
+
+    def __init__(self, mailbox: Any) -> None:
+        self._mailbox = mailbox
+
+    def after_controller_start(self, train_run_context: Any) -> None:
+        """See :class:`ControllerCallback`."""
+        handle = ray.get_runtime_context().current_actor
+        self._mailbox.post.remote(pack("controller", handle))
+
+
 class _Attempt:
     """``trainer.fit()`` in a thread, so that the driver can listen and be stopped meanwhile."""
 
-    def __init__(self, trainer: TorchTrainer) -> None:
+    def __init__(self, trainer: TorchTrainer, mailbox: Any) -> None:
         self.error: BaseException | None = None
         self.ranks: dict[int, Any] = {}
+        self._controller: Any = None
+        self._mailbox = mailbox
         self._trainer = trainer
-        self._thread = threading.Thread(target=self._fit, daemon=True)
+        self._thread = threading.Thread(target=self._fit, name=_THREAD, daemon=True)
         self._thread.start()
 
     def _fit(self) -> None:
@@ -231,18 +252,37 @@ class _Attempt:
         """Whether Ray Train is still at it."""
         return self._thread.is_alive()
 
+    def hear(self, stop: bool) -> tuple[list[tuple[str, Any]], bool]:
+        """What was said by those who have introduced themselves, and whether anything was.
+
+        Raises:
+            RayError: the mailbox was lost.
+        """
+        messages = [unpack(m) for m in ray.get(self._mailbox.take.remote(stop))]
+        for kind, value in messages:
+            if kind == "hello":
+                rank, handle = value
+                self.ranks[rank] = handle
+            elif kind == "controller":
+                self._controller = value
+        rest = [m for m in messages if m[0] not in ("hello", "controller")]
+        return rest, bool(messages)
+
     def end(self) -> None:
-        """Kill what still runs; Ray Train then ends by itself."""
-        while self._thread.is_alive():
-            for handle in self.ranks.values():
+        """Kill what still runs. Ray is shut down after this, and must not have a thread in it."""
+        began = time.monotonic()
+        while self.running and (waited := time.monotonic() - began) < 2 * _END_SECONDS:
+            with suppress(RayError):  # the cluster is gone, and Ray tells the thread, too
+                self.hear(stop=False)
+            for handle in self.ranks.values():  # Ray Train then ends by itself, and leaves nothing
                 ray.kill(handle)
+            if self._controller is not None and (not self.ranks or waited > _END_SECONDS):
+                ray.kill(self._controller)  # it may be waiting for room
             self._thread.join(1.0)
-            if not self.ranks:
-                break
 
 
 def _listen(
-    mailbox: Any, attempt: _Attempt, options: FleetOptions, ears: Ears
+    attempt: _Attempt, options: FleetOptions, ears: Ears
 ) -> tuple[Mapping[str, Tensor], Clock]:
     heard = time.monotonic()
     result: tuple[Mapping[str, Tensor], Clock] | None = None
@@ -252,16 +292,13 @@ def _listen(
         if stopping and not attempt.ranks:  # nobody there who could make a checkpoint
             raise StoppedError
         try:
-            messages = ray.get(mailbox.take.remote(stopping))
+            messages, anything = attempt.hear(stopping)
         except RayError as error:
             raise WorkersLostError(f"the driver's mailbox was lost ({error})") from error
-        for message in messages:
+        if anything:
             heard = time.monotonic()
-            kind, value = unpack(message)
+        for kind, value in messages:
             match kind:
-                case "hello":
-                    rank, handle = value
-                    attempt.ranks[rank] = handle
                 case "event":
                     ears.event(value)
                 case "log":
@@ -280,7 +317,7 @@ def _listen(
                 case "done":
                     weights, seconds, images = value
                     result = weights, Clock(seconds, images)
-        if not running and not messages:
+        if not running and not anything:
             if result is not None:
                 return result
             if not isinstance(attempt.error, TrainingFailedError | RayError | None):

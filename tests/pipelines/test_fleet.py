@@ -7,6 +7,7 @@ whose network kills or stops its own process when it finds a marker, once.
 import os
 import shutil
 import signal
+import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,8 +22,13 @@ from pbe_fast.data.shards import write_shards
 from pbe_fast.data.signs import sign_names, signs
 from pbe_fast.errors import DivergenceError, QuarantineError, ShardError
 from pbe_fast.models import ModelSpec
+from pbe_fast.progress import StoppedError
 
 pytest.importorskip("ray")
+import ray
+
+from pipelines._fleet_options import WorkersLostError
+from pipelines._ranks import Ears, finetune_on_ranks
 from pipelines.fleet import Fleet, FleetError, Scorer
 
 pytestmark = [
@@ -165,6 +171,26 @@ def test_a_fleet_that_the_cluster_cannot_hold_says_so(
     greedy = Fleet(replace(fleet.options, cpus=999, timeout=5.0))
     with pytest.raises(FleetError, match=r"999 CPU.*--cpus-per-worker"):
         purify(world.config(), tmp_path / "run", fleet=greedy)
+
+
+@pytest.mark.parametrize(("stop", "error"), [(False, WorkersLostError), (True, StoppedError)])
+def test_ranks_that_are_not_there_yet_can_be_given_up(
+    fleet: Fleet, stop: bool, error: type[Exception]
+) -> None:
+    """A thread that is still inside of Ray when a driver ends may crash it."""
+
+    class Busy:
+        def ready(self) -> None: ...
+
+    everything = ray.cluster_resources()["CPU"]
+    busy: Any = ray.remote(num_cpus=everything)(Busy).remote()  # type: ignore[attr-defined]  # Ray's stub
+    ray.get(busy.ready.remote())
+    nothing: Any = None
+    ears = Ears(*[lambda *_: None] * 6, stop=lambda: stop)  # type: ignore[list-item]
+    with pytest.raises(error):
+        finetune_on_ranks(nothing, nothing, replace(fleet.options, timeout=15.0), ears)
+    assert "ray-train" not in [thread.name for thread in threading.enumerate()]
+    ray.kill(busy)
 
 
 def test_nothing_is_left_behind(world: Any, fleet: Fleet) -> None:
