@@ -197,12 +197,14 @@ def bookkeeping_table() -> str:
     lines = [
         _machine(content),
         "",
-        "| samples | shards | whole job, s | of it scoring, s | driver's CPU, s | peak MiB |",
-        "| ---: | ---: | ---: | ---: | ---: | ---: |",
+        "| samples | shards | whole job, s | of it scoring, s | driver's CPU, s | peak MiB | "
+        "of it libraries |",
+        "| ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     lines += [
         f"| {row['samples']:,} | {row['shards']:,} | {row['seconds']:.0f} | "
-        f"{row['of_scoring']:.0f} | {row['driver_cpu_seconds']:.0f} | {row['driver_mib']:,.0f} |"
+        f"{row['of_scoring']:.0f} | {row['driver_cpu_seconds']:.0f} | {row['driver_mib']:,.0f} | "
+        f"{row['driver_mib_of_files']:,.0f} |"
         for row in content["runs"]
     ]
     return "\n".join(lines)

@@ -16,6 +16,7 @@ from pbe_fast.evaluate import auroc, precision_at
 __all__ = ["SUSPECTS_NAME", "suspect_metrics", "write_suspects"]
 
 SUSPECTS_NAME = "suspects.parquet"
+_ROW_GROUP = 100_000  # rows; what is in memory at a time, here and where some are read
 
 Truth = npt.NDArray[np.bool_]
 
@@ -24,18 +25,27 @@ def write_suspects(path: Path, manifest: Manifest, scores: Scores, truth: Truth 
     """All training images, the most suspicious first."""
     # An undecodable image has no score; it goes last, and stands in quarantine.jsonl.
     order = np.argsort(np.where(np.isnan(scores), np.inf, scores), kind="stable")
-    names = np.array([shard.name for shard in manifest.shards], dtype=object)
-    columns: dict[str, Any] = {
-        "key": manifest.keys.take(pa.array(order)),
-        "shard": pa.array(names[manifest.shard_index[order]], pa.string()),
-        "label": manifest.labels[order],
-        "score": scores[order],
-        "rank": np.arange(len(order), dtype=np.int64),
-    }
-    if truth is not None:
-        columns["poisoned"] = truth[order]
-    with atomic_path(path) as temporary:
-        pq.write_table(pa.table(columns), temporary, compression="zstd")
+    names = pa.array([shard.name for shard in manifest.shards], pa.string())
+
+    def rows(start: int) -> pa.Table:
+        ids = order[start : start + _ROW_GROUP]
+        columns: dict[str, Any] = {
+            "key": manifest.keys.take(pa.array(ids)),
+            "shard": names.take(pa.array(manifest.shard_index[ids])),
+            "label": manifest.labels[ids],
+            "score": scores[ids],
+            "rank": np.arange(start, start + len(ids), dtype=np.int64),
+        }
+        if truth is not None:
+            columns["poisoned"] = truth[ids]
+        return pa.table(columns)
+
+    with (
+        atomic_path(path) as temporary,
+        pq.ParquetWriter(temporary, rows(len(order)).schema, compression="zstd") as file,
+    ):
+        for start in range(0, len(order), _ROW_GROUP):
+            file.write_table(rows(start))
 
 
 def suspect_metrics(scores: Scores, truth: Truth | None) -> dict[str, float | int]:

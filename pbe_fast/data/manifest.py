@@ -17,6 +17,7 @@ sizes and sample counts and the class names are JSON in the schema's metadata.
 import json
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -33,6 +34,7 @@ __all__ = ["MANIFEST_NAME", "Manifest", "Shard"]
 MANIFEST_NAME = "manifest.parquet"
 _METADATA_KEY = b"pbe_fast"
 _VERSION = 1
+_CHUNK = 100_000  # rows of strings that are Python's at a time
 
 
 @dataclass(frozen=True)
@@ -138,33 +140,9 @@ class Manifest:
         """
         file, content = _open(location(path), storage or Storage())
         try:
-            table = pq.read_table(content)
-            header = json.loads((table.schema.metadata or {})[_METADATA_KEY])
-            if header["version"] != _VERSION:
-                raise ShardError(f"{file}: manifest version {header['version']}, not {_VERSION}.")
-            shards = tuple(
-                Shard(str(s["name"]), str(s["sha256"]), int(s["bytes"]), int(s["samples"]))
-                for s in header["shards"]
-            )
-            classes = tuple(str(name) for name in header["classes"])
-            shard_column = table["shard"].combine_chunks()
-            if isinstance(shard_column, pa.ChunkedArray):
-                shard_column = shard_column.chunk(0)
-            position = {shard.name: i for i, shard in enumerate(shards)}
-            renumber = np.array(
-                [position[name] for name in shard_column.dictionary.to_pylist()], np.int32
-            )
-            manifest = cls(
-                root=file.parent if isinstance(file, Path) else file.rpartition("/")[0],
-                shards=shards,
-                classes=classes,
-                shard_index=renumber[shard_column.indices.to_numpy()].astype(np.int32),
-                keys=_one_array(table["key"]),
-                offsets=table["offset"].to_numpy().astype(np.int64),
-                sizes=table["size"].to_numpy().astype(np.int64),
-                labels=table["label"].to_numpy().astype(np.int32),
-            )
-        except (pa.ArrowException, KeyError, TypeError, ValueError, AttributeError) as error:
+            with pq.ParquetFile(content) as table:
+                manifest = cls._read(table, file)
+        except (pa.ArrowException, LookupError, TypeError, ValueError, AttributeError) as error:
             if isinstance(error, ShardError):
                 raise
             raise ShardError(
@@ -172,7 +150,29 @@ class Manifest:
                 "'pbe-fast shards index'."
             ) from error
         manifest._check(file)
+        # What reading took beside would otherwise stay with the process.
+        pa.default_memory_pool().release_unused()
         return manifest
+
+    @classmethod
+    def _read(cls, table: pq.ParquetFile, file: Path | str) -> "Manifest":
+        header = json.loads((table.schema_arrow.metadata or {})[_METADATA_KEY])
+        if header["version"] != _VERSION:
+            raise ShardError(f"{file}: manifest version {header['version']}, not {_VERSION}.")
+        shards = tuple(
+            Shard(str(s["name"]), str(s["sha256"]), int(s["bytes"]), int(s["samples"]))
+            for s in header["shards"]
+        )
+        return cls(
+            root=file.parent if isinstance(file, Path) else file.rpartition("/")[0],
+            shards=shards,
+            classes=tuple(str(name) for name in header["classes"]),
+            shard_index=_shard_index(_column(table, "shard"), shards),
+            keys=_one_array(_column(table, "key")),
+            offsets=_numbers(_column(table, "offset"), np.int64),
+            sizes=_numbers(_column(table, "size"), np.int64),
+            labels=_numbers(_column(table, "label"), np.int32),
+        )
 
     def _check(self, file: Path | str) -> None:
         """Refuse a manifest that contradicts itself, before any byte is read by it."""
@@ -197,7 +197,7 @@ class Manifest:
                 wrong.append("samples that lie beyond the end of their shard")
             if self.labels.min() < 0 or self.labels.max() >= self.num_classes:
                 wrong.append(f"labels outside 0 to {self.num_classes - 1}")
-            if len(self.keys.unique()) != len(self.keys):
+            if _has_duplicates(self.keys):
                 wrong.append("keys that stand in more than one row")
         if wrong:
             raise ShardError(f"{file}: " + "; ".join(wrong) + ". Make it again from the shards.")
@@ -245,6 +245,36 @@ _NO_MANIFEST = (
     "Make one with 'pbe-fast shards index FOLDER' (an existing WebDataset) or 'pbe-fast shards "
     "convert' (anything else)."
 )
+
+
+def _column(file: pq.ParquetFile, name: str) -> pa.ChunkedArray:
+    """One column alone, so that not all are held twice at a time."""
+    return file.read(columns=[name], use_threads=False).column(0)
+
+
+def _shard_index(column: pa.ChunkedArray, shards: tuple[Shard, ...]) -> npt.NDArray[np.int32]:
+    names = column.combine_chunks()
+    if isinstance(names, pa.ChunkedArray):
+        names = names.chunk(0)
+    position = {shard.name: i for i, shard in enumerate(shards)}
+    renumber = np.array([position[name] for name in names.dictionary.to_pylist()], np.int32)
+    found: npt.NDArray[np.int32] = renumber[names.indices.to_numpy()]
+    return found
+
+
+def _numbers(column: pa.ChunkedArray, dtype: type[Any]) -> npt.NDArray[Any]:
+    found: npt.NDArray[Any] = column.to_numpy().astype(dtype, copy=False)
+    return found
+
+
+def _has_duplicates(keys: pa.StringArray) -> bool:
+    """By hashes first, which take a tenth of the memory of the keys' own table."""
+    hashes = np.empty(len(keys), np.int64)
+    for start in range(0, len(keys), _CHUNK):
+        chunk = keys[start : start + _CHUNK].to_pylist()
+        hashes[start : start + len(chunk)] = np.fromiter(map(hash, chunk), np.int64, len(chunk))
+    hashes.sort()
+    return bool((hashes[1:] == hashes[:-1]).any()) and len(keys.unique()) != len(keys)
 
 
 def _one_array(column: pa.ChunkedArray) -> pa.StringArray:

@@ -51,12 +51,13 @@ class Suspects:
         if not path.exists():
             return None
         try:
-            table = pq.read_table(path)
-            scores = _column(table, "score", pa.float64()).to_numpy(zero_copy_only=False)
-            ranks = _column(table, "rank", pa.int64()).to_numpy(zero_copy_only=False)
-            rows = np.flatnonzero(np.isfinite(scores))
-            rows = rows[np.argsort(ranks[rows], kind="stable")[:worst]]
-            chosen = table.take(pa.array(rows, pa.int64()))
+            with pq.ParquetFile(path) as file:
+                table = file.read(columns=["score", "rank", "poisoned"])
+                scores = _column(table, "score", pa.float64()).to_numpy(zero_copy_only=False)
+                ranks = _column(table, "rank", pa.int64()).to_numpy(zero_copy_only=False)
+                rows = np.flatnonzero(np.isfinite(scores))
+                rows = rows[np.argsort(ranks[rows], kind="stable")[:worst]]
+                chosen = _rows(file, rows, ["key", "shard", "label"])
             keys = _column(chosen, "key", pa.string()).to_pylist()
             shards = _column(chosen, "shard", pa.string()).to_pylist()
             labels = _column(chosen, "label", pa.int64()).to_pylist()
@@ -84,6 +85,19 @@ class Suspects:
                 for row, key, shard, label in zip(rows, keys, shards, labels, strict=True)
             ),
         )
+
+
+def _rows(file: pq.ParquetFile, rows: npt.NDArray[np.int64], columns: list[str]) -> pa.Table:
+    """Some rows, in the order given; only the row groups that they are in are read."""
+    sizes = [file.metadata.row_group(i).num_rows for i in range(file.metadata.num_row_groups)]
+    starts = np.cumsum([0, *sizes])
+    of_row = np.searchsorted(starts, rows, side="right") - 1
+    groups = {g: file.read_row_group(g, columns=columns) for g in np.unique(of_row).tolist()}
+    found = [
+        groups[group].slice(row - starts[group], 1)
+        for row, group in zip(rows.tolist(), of_row.tolist(), strict=True)
+    ]
+    return pa.concat_tables(found or [file.schema_arrow.empty_table()])
 
 
 def _column(table: pa.Table, name: str, kind: pa.DataType) -> pa.ChunkedArray:
