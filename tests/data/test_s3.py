@@ -1,7 +1,7 @@
 """The same data set over S3, from moto's server on this machine."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,9 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from pbe_fast import PurifyConfig, load_config, purify
 from pbe_fast.data.loader import ImageData
 from pbe_fast.data.manifest import Manifest
 from pbe_fast.data.shards import Sample, ShardReader, index_shards, write_shards
+from pbe_fast.data.signs import sign_names, signs
 from pbe_fast.data.storage import (
     MissingError,
     Patience,
@@ -21,6 +23,7 @@ from pbe_fast.data.storage import (
     close_connections,
 )
 from pbe_fast.errors import ShardError
+from pbe_fast.models import ModelSpec, create_model, save_model
 
 pytest.importorskip("s3fs")
 boto3 = pytest.importorskip("boto3")
@@ -159,3 +162,60 @@ def test_a_server_that_fails(bucket: str, server: Any, monkeypatch: pytest.Monke
         Storage(replace(QUICK, connect_seconds=0.2, stall_seconds=0.2)).read(
             f"{bucket}/manifest.parquet", 0, 10
         )
+
+
+@pytest.fixture
+def job(bucket: str, tmp_path: Path) -> Callable[..., Path]:
+    """Purifies with a training set at a place; what it writes is the same for every place."""
+    root = tmp_path / "job"
+    drawn = signs(num_classes=3, per_class=20, size=16, seed=0, split="train")
+    made = write_shards(drawn, root / "train", classes=sign_names(3), shard_bytes=20_000)
+    assert len(made.shards) > 2
+    spec = ModelSpec("builtin:preact_resnet18", 3, 16, {"width": 4})
+    save_model(create_model(spec), root / "model.safetensors")
+    client = boto3.client("s3")
+    for path in (root / "train").iterdir():
+        client.upload_file(str(path), "data", f"signs/{path.name}")
+
+    def run(place: str, name: str, *settings: str, **more: Any) -> Path:
+        values = {
+            "model.checkpoint": root / "model.safetensors",
+            "data.train": place or root / "train",
+            "data.clean": place or root / "train",
+        }
+        base = [
+            "method=aft", "data.image_size=16", "data.clean_fraction=0.5", "device=cpu",
+            "precision=float32", "memory_format=contiguous", "adversary.steps=2",
+            "eval_batch_size=20", "aft.batch_size=10", "aft.epochs=2", "aft.adversarial_epochs=1",
+        ]  # fmt: skip
+        purify(load_config(PurifyConfig, None, [*base, *settings], values), root / name, **more)
+        return root / name
+
+    return run
+
+
+RESULTS = ("purified.safetensors", "suspects.parquet")
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_a_purification_reads_its_images_there(
+    job: Callable[..., Path], tmp_path: Path, cached: bool
+) -> None:
+    here = job("", "here")
+    cache = [f"data.cache_dir={tmp_path / 'cache'}"] if cached else ["data.cache_bytes=0"]
+    there = job("s3://data/signs", "there", *cache)
+    for name in RESULTS:
+        assert (there / name).read_bytes() == (here / name).read_bytes()
+
+
+@pytest.mark.ray
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")  # Ray's
+def test_workers_read_there_too(job: Callable[..., Path], tmp_path: Path) -> None:
+    pytest.importorskip("ray")
+    from pipelines.fleet import FleetOptions, connected
+
+    here = job("", "here")
+    with connected(FleetOptions(workers=1, cpus=1, timeout=60.0)) as fleet:
+        there = job("s3://data/signs", "there", f"data.cache_dir={tmp_path / 'cache'}", fleet=fleet)
+    for name in RESULTS:
+        assert (there / name).read_bytes() == (here / name).read_bytes()
