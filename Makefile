@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-ray test-gpu check bench bench-gpu clean
+.PHONY: demo test test-slow test-gpu check bench bench-gpu clean
 
 .venv/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -15,9 +15,9 @@ demo: .venv/.installed
 test: .venv/.installed
 	$(BIN)/python -m pytest -m "not slow and not gpu and not ray"
 
-# Clusters on this machine, and what happens when their processes die; about a quarter of an hour.
-test-ray: .venv/.installed
-	$(BIN)/python -m pytest -m ray --durations=0 --durations-min=5
+# Clusters on this machine, what happens when their processes die, and storage; a quarter of an hour.
+test-slow: .venv/.installed
+	$(BIN)/python -m pytest -m "(slow or ray) and not gpu" --durations=0 --durations-min=5
 
 check: .venv/.installed
 	$(BIN)/ruff check .

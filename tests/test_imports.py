@@ -244,6 +244,26 @@ def test_the_library_imports_without_ray_and_without_the_jobs() -> None:
     assert (result.stdout, result.stderr) == ("fine []\n", "")
 
 
+_LOADED = """
+import sys
+from pathlib import Path
+from pbe_fast.models import ModelSpec, create_model, load_model, save_model
+path = Path(sys.argv[1])
+save_model(create_model(ModelSpec("builtin:preact_resnet18", 3, 16, {"width": 4})), path)
+load_model(path)
+print("torch._dynamo" in sys.modules)
+"""
+
+
+def test_loading_a_model_does_not_import_the_compiler(tmp_path: Path) -> None:
+    """It takes seconds and 100 MB, of every driver."""
+    result = subprocess.run(
+        [sys.executable, "-c", _LOADED, str(tmp_path / "model.safetensors")],
+        capture_output=True, text=True, cwd=ROOT, timeout=120, check=False,
+    )  # fmt: skip
+    assert (result.stdout, result.stderr) == ("False\n", "")
+
+
 def test_kernels_alone_bring_nothing_of_the_library() -> None:
     code = "import sys, kernels; print(sorted(m for m in sys.modules if m.startswith('pbe_fast')))"
     result = subprocess.run(

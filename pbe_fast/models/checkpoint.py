@@ -14,10 +14,12 @@ import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import safetensors.torch
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from pbe_fast._files import write_bytes
 from pbe_fast.errors import CheckpointError, ModelError
@@ -140,12 +142,24 @@ def _with_normalisation(spec: ModelSpec, metadata: Mapping[str, str]) -> ModelSp
     return replace(spec, mean=spec.mean or written.mean, std=spec.std or written.std)
 
 
+class _NoDraws(TorchFunctionMode):
+    """Leaves out drawing weights: without values, for some it would import all of torch's compiler,
+    which takes seconds and 100 MB."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        if args and getattr(func, "__name__", "") in ("normal_", "uniform_", "trunc_normal_"):
+            return args[0]
+        return func(*args, **(kwargs or {}))
+
+
 def _skeleton(spec: ModelSpec) -> dict[str, Tensor] | None:
     """Names and shapes of a model's weights on the meta device; None if it cannot be had."""
     if runs_user_code(spec):
         return None  # a user's factory may well compute with its weights
     try:
-        with torch.device("meta"):
+        with _NoDraws(), torch.device("meta"):
             return dict(build_net(spec)[0].state_dict())
     except ModelError as error:
         # torchvision's RegNets read numbers back from tensors; nothing in their options is large.
