@@ -1,0 +1,283 @@
+"""Every method against every attack: infected models from nothing, purified, in one table.
+
+    python -m bench.study runs/study                                 on drawn signs
+    python -m bench.study runs/study --data gtsrb --shards runs/gtsrb
+    python -m bench.study runs/study --ray auto                      cells side by side on a cluster
+    python -m bench.study runs/study --table                         collects, runs nothing
+
+A *case* is an infected model: data, attack, mode, poison rate and seed; a *cell* is what one method
+makes of it. Each is a run directory below the folder, so a study goes on where it stopped, and what
+is finished is not done again. ``--only`` takes a part of the cases by their names, such as
+``badnets`` or ``all_to_all-0.1-1``.
+"""
+
+import argparse
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from bench._setup import draw, facts, write_json
+from bench.attacks import CELLS
+from pbe_fast import PoisonConfig, PurifyConfig, TrainConfig, load_config, poison, purify, train
+from pbe_fast.progress import Progress, Silent
+from pbe_fast.triggers.poisoning import ATTACK_NAME, TRUTH_NAME
+from pipelines._console import progress_bars
+
+__all__ = ["DATA", "METHODS", "Case", "DataSet", "cases", "collect", "run_case", "run_cell"]
+
+BENIGN = "benign"
+TARGET = 1
+WIDTH = 16
+CLEAN_FRACTION = 0.05
+# Of the methods that need clean images; the shares of the training set stand in the configuration.
+_CLEAN = ("aft",)
+METHODS: dict[str, dict[str, Any]] = {
+    "aft": {"method": "aft", "aft.lr": 0.1, "aft.schedule": "cosine"},
+    "pbe": {"method": "pbe"},
+}
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """What models are trained on: drawn signs, so many a class, or shards that lie elsewhere.
+
+    Attributes:
+        epochs: of training, but for WaNet, which needs twice as many.
+    """
+
+    name: str
+    classes: int
+    train_per_class: int = 0
+    test_per_class: int = 0
+    epochs: int = 8
+
+
+DATA = {
+    "signs": DataSet("signs", 10, 600, 100, epochs=16),
+    "gtsrb": DataSet("gtsrb", 43),
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """An infected model, or with the attack ``benign`` one that is not."""
+
+    attack: str
+    mode: str = "all_to_one"
+    rate: float = 0.1
+    seed: int = 0
+
+    @property
+    def name(self) -> str:
+        """Of its folder."""
+        if self.attack == BENIGN:
+            return f"{BENIGN}-{self.seed}"
+        return f"{self.attack}-{self.mode}-{self.rate:g}-{self.seed}"
+
+
+def cases(seeds: Iterable[int] = range(3)) -> Iterator[Case]:
+    """All of the study: five attacks in two modes, benign models, and other poison rates."""
+    for seed in seeds:
+        yield Case(BENIGN, seed=seed)
+        for mode in ("all_to_one", "all_to_all"):
+            for attack in CELLS:
+                if attack != BENIGN:
+                    yield Case(attack, mode, seed=seed)
+        for attack in ("badnets", "blend"):
+            for rate in (0.01, 0.05, 0.2):
+                yield Case(attack, rate=rate, seed=seed)
+
+
+def prepare(folder: Path, data: DataSet, shards: Path | None) -> Path:
+    """The folder of clean shards, drawn where none is given."""
+    if shards is not None:
+        return shards
+    made = folder / f"{data.name}-clean"
+    per_class = {"train": data.train_per_class, "test": data.test_per_class}
+    draw(made, data.classes, 32, per_class)
+    return made
+
+
+def run_case(
+    folder: Path, shards: Path, data: DataSet, case: Case, device: str, progress: Progress
+) -> None:
+    """Poison and train."""
+    here = folder / data.name / case.name
+    here.mkdir(parents=True, exist_ok=True)
+    infected = case.attack != BENIGN
+    cell = CELLS[case.attack]
+    if infected and not (here / "poisoned" / TRUTH_NAME).exists():
+        values = {
+            "attack": case.attack,
+            "mode": case.mode,
+            "target": TARGET,
+            "rate": case.rate,
+            "seed": case.seed,
+            "device": device,
+            **cell.settings,
+        }
+        plan = PoisonConfig.model_validate(values)
+        poison(shards / "train", here / "poisoned", plan, progress=progress, overwrite=True)
+    values = {
+        **_data(here, shards, infected),
+        "model.options.width": WIDTH,
+        "epochs": data.epochs * cell.epochs // CELLS[BENIGN].epochs,
+        "seed": case.seed,
+        "device": device,
+    }
+    train(load_config(TrainConfig, values=values), here / "model", progress)
+
+
+def run_cell(
+    folder: Path,
+    shards: Path,
+    data: DataSet,
+    case: Case,
+    method: str,
+    device: str,
+    progress: Progress,
+) -> None:
+    """Purify by one method."""
+    here = folder / data.name / case.name
+    infected = case.attack != BENIGN
+    values = {
+        **_data(here, shards, infected),
+        **METHODS[method],
+        "model.checkpoint": here / "model" / "model.safetensors",
+        "data.truth": here / "poisoned" / TRUTH_NAME if infected else None,
+        "seed": case.seed,
+        "device": device,
+    }
+    if method in _CLEAN:
+        values |= {"data.clean": shards / "train", "data.clean_fraction": CLEAN_FRACTION}
+    purify(load_config(PurifyConfig, values=values), here / method, progress)
+
+
+def _data(here: Path, shards: Path, infected: bool) -> dict[str, Any]:
+    return {
+        "data.train": here / "poisoned" if infected else shards / "train",
+        "data.test": shards / "test",
+        "data.attack": here / "poisoned" / ATTACK_NAME if infected else None,
+        "curve_samples": 0,
+    }
+
+
+def collect(folder: Path, data: DataSet) -> list[dict[str, Any]]:
+    """What the finished cells say: ACC, ASR, DER, the AUROC of the suspects, seconds."""
+    rows = []
+    for file in sorted((folder / data.name).glob("*/*/metrics.json")):
+        method = file.parent.name
+        if method not in METHODS:
+            continue
+        metrics = json.loads(file.read_text(encoding="utf-8"))
+        before, after = metrics["infected"], metrics["purified"]
+        row = {
+            "case": file.parent.parent.name,
+            "method": method,
+            "infected": {key: before[key] for key in ("acc", "asr") if key in before},
+            "purified": {key: after[key] for key in ("acc", "asr") if key in after},
+            "seconds": sum(metrics["seconds"].values()),
+        }
+        if "asr" in after:
+            row["der"] = der(before, after)
+        if "auroc" in metrics.get("suspects", {}):
+            row["auroc"] = metrics["suspects"]["auroc"]
+        rows.append(row)
+    return rows
+
+
+def der(before: Mapping[str, float], after: Mapping[str, float]) -> float:
+    """Defense effectiveness rating, as BackdoorBench has it: 1 if ASR falls by 1 and ACC by 0."""
+    fall = {key: max(0.0, before[key] - after[key]) for key in ("acc", "asr")}
+    return (fall["asr"] - fall["acc"] + 1) / 2
+
+
+def _run(
+    folder: Path, shards: Path, data: DataSet, chosen: Sequence[Case], methods: Sequence[str],
+    device: str,
+) -> None:  # fmt: skip
+    with progress_bars(Console()) as progress:
+        for case in chosen:
+            progress.say(case.name)
+            run_case(folder, shards, data, case, device, progress)
+            for method in methods:
+                run_cell(folder, shards, data, case, method, device, progress)
+
+
+def _run_on_ray(
+    folder: Path, shards: Path, data: DataSet, chosen: Sequence[Case], methods: Sequence[str],
+    device: str, threads: int,
+) -> None:  # fmt: skip
+    """A task for each case, and one for each of its cells after it."""
+    import ray
+
+    gpus = 1 if device.startswith("cuda") else 0
+
+    @ray.remote(num_cpus=threads, num_gpus=gpus)
+    def task(case: Case, method: str | None, _: Any = None) -> str:
+        torch.set_num_threads(threads)
+        if method is None:
+            run_case(folder, shards, data, case, device, Silent())
+        else:
+            run_cell(folder, shards, data, case, method, device, Silent())
+        return f"{case.name} {method or 'trained'}"
+
+    running = []
+    for case in chosen:
+        model = task.remote(case, None)
+        running += [model, *(task.remote(case, method, model) for method in methods)]
+    total = len(running)
+    while running:
+        done, running = ray.wait(running)
+        print(f"{total - len(running)} of {total}: {ray.get(done[0])}", flush=True)
+
+
+def main() -> None:
+    """Parse the command line, run what is not there yet, and write what there is."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--data", choices=DATA, default="signs")
+    parser.add_argument("--shards", type=Path, help="clean shards, in 'train' and 'test'")
+    parser.add_argument("--only", nargs="*", default=[""], help="cases with this in their names")
+    parser.add_argument("--methods", choices=METHODS, nargs="*", default=list(METHODS))
+    parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of a cell")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--ray", help="local, auto, or a cluster's address")
+    parser.add_argument("--table", action="store_true", help="collect alone, run nothing")
+    parser.add_argument("--out", type=Path, help="default: bench/results/study_DATA.json")
+    options = parser.parse_args()
+    data = DATA[options.data]
+    if options.shards is None and not data.train_per_class:
+        parser.error(f"--data {data.name} needs --shards")
+    torch.set_num_threads(options.threads)
+    if not options.table:
+        folder = options.folder.resolve()
+        shards = prepare(folder, data, options.shards and options.shards.resolve())
+        chosen = [c for c in cases(options.seeds) if any(word in c.name for word in options.only)]
+        work = (folder, shards, data, chosen, options.methods, options.device)
+        if options.ray is None:
+            _run(*work)
+        else:
+            _connected_run(options.ray, options.threads, work)
+    out = options.out or Path("bench/results") / f"study_{data.name}.json"
+    write_json(out, {**facts("cpu"), "rows": collect(options.folder, data)})
+
+
+def _connected_run(address: str, threads: int, work: tuple[Any, ...]) -> None:
+    from pipelines.fleet import FleetOptions, connected
+
+    where = None if address == "local" else address
+    with connected(FleetOptions(workers=1, cpus=threads, address=where)):
+        _run_on_ray(*work, threads)
+
+
+if __name__ == "__main__":
+    main()

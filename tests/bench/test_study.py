@@ -1,0 +1,48 @@
+"""The study from nothing, on a few drawn signs."""
+
+from pathlib import Path
+
+import pytest
+
+from bench import study
+from bench.study import Case, DataSet, cases, collect, der, prepare, run_case, run_cell
+from pbe_fast.progress import Silent
+
+TINY = DataSet("tiny", classes=3, train_per_class=12, test_per_class=4, epochs=1)
+
+
+def test_cases_are_all_that_the_study_promises() -> None:
+    found = list(cases())
+    assert len({case.name for case in found}) == len(found) == 3 * (1 + 5 * 2 + 2 * 3)
+
+
+def test_der_is_that_of_backdoorbench() -> None:
+    assert der({"acc": 0.9, "asr": 1.0}, {"acc": 0.9, "asr": 0.0}) == 1.0
+    assert der({"acc": 0.9, "asr": 1.0}, {"acc": 0.7, "asr": 1.0}) == pytest.approx(0.4)
+    assert der({"acc": 0.9, "asr": 0.5}, {"acc": 0.95, "asr": 0.6}) == 0.5
+
+
+def test_a_case_and_its_cells(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    quick = {"precision": "float32", "memory_format": "contiguous", "adversary.steps": 1}
+    methods = {
+        "aft": {"method": "aft", "aft.epochs": 1, "aft.adversarial_epochs": 1, **quick},
+        "pbe": {"method": "pbe", "pbe.epochs": 1, "pbe.adversarial_batches": 1, **quick},
+    }
+    monkeypatch.setattr(study, "METHODS", methods)
+    monkeypatch.setattr(study, "CLEAN_FRACTION", 0.5)
+    shards = prepare(tmp_path, TINY, None)
+    infected, benign = Case("badnets", "all_to_all", 0.2, 1), Case("benign", seed=1)
+    for case in (infected, benign):
+        run_case(tmp_path, shards, TINY, case, "cpu", Silent())
+        for method in methods:
+            run_cell(tmp_path, shards, TINY, case, method, "cpu", Silent())
+    rows = collect(tmp_path, TINY)
+    assert [(row["case"], row["method"]) for row in rows] == [
+        (case.name, method) for case in (infected, benign) for method in ("aft", "pbe")
+    ]
+    assert all("der" in row and "auroc" in row for row in rows[:2])
+    assert all("der" not in row and row["purified"].keys() == {"acc"} for row in rows[2:])
+    model = tmp_path / "tiny" / infected.name / "model" / "model.safetensors"
+    before = model.stat().st_mtime_ns
+    run_case(tmp_path, shards, TINY, infected, "cpu", Silent())  # is there already
+    assert model.stat().st_mtime_ns == before
