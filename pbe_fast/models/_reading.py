@@ -5,7 +5,7 @@ import json
 import re
 import warnings
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,14 @@ from torch import Tensor, nn
 from pbe_fast.errors import CheckpointError
 from pbe_fast.models._weights import strange_tensor
 
-__all__ = ["DIGEST_KEY", "digest", "read_checkpoint", "split_safetensors"]
+__all__ = [
+    "DIGEST_KEY",
+    "digest",
+    "named_tensors",
+    "read_checkpoint",
+    "read_restricted",
+    "split_safetensors",
+]
 
 DIGEST_KEY = "pbe_fast_sha256"
 _TORCH_SUFFIXES = (".pt", ".pth", ".tar", ".bin")
@@ -60,17 +67,41 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def _read_torch(path: Path) -> dict[str, Tensor]:
+    return named_tensors(path, _unwrapped(path, read_restricted(path)))
+
+
+def read_restricted(path: Path, stand_ins: Mapping[str, Callable[..., Any]] | None = None) -> Any:
+    """What a ``.pt`` file holds, by torch's restricted loader: tensors and plain containers.
+
+    Args:
+        path: the file.
+        stand_ins: functions and classes of this project, by the name of the global in the file
+            that each is called in place of. The global itself is never looked up.
+
+    Raises:
+        CheckpointError: the file is damaged, or holds anything else.
+    """
     _refuse_compressed(path)
+    known: list[Any] = [(stand_in, name) for name, stand_in in (stand_ins or {}).items()]
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), torch.serialization.safe_globals(known):
             # A remark to torch's developers on the pickle's age, of no use to a user.
             warnings.filterwarnings("ignore", message="Detected pickle protocol")
             # Sparse tensors are refused below, by name.
             warnings.filterwarnings("ignore", message="Validating sparse tensor invariants")
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # unpickling garbage raises nearly any type
         raise _unreadable(path, error) from error
-    state = _unwrapped(path, content)
+
+
+def named_tensors(path: Path, content: Any) -> dict[str, Tensor]:
+    """The weights among what :func:`read_restricted` gave, in the file's order.
+
+    Raises:
+        CheckpointError: there are none, something else is among them, or they are strange: sparse,
+            complex, or larger than the file.
+    """
+    state = _dense(path, content)
     size = path.stat().st_size
     storages = {}
     for value in state.values():
@@ -86,7 +117,7 @@ def _read_torch(path: Path) -> dict[str, Tensor]:
     return state
 
 
-def _unwrapped(path: Path, content: Any) -> dict[str, Tensor]:
+def _unwrapped(path: Path, content: Any) -> Any:
     for _ in _WRAPPINGS:
         inner = next(
             (
@@ -99,6 +130,10 @@ def _unwrapped(path: Path, content: Any) -> dict[str, Tensor]:
         if inner is None:
             break
         content = inner
+    return content
+
+
+def _dense(path: Path, content: Any) -> dict[str, Tensor]:
     if not isinstance(content, Mapping) or not content:
         raise CheckpointError(
             f"{path}: holds {type(content).__name__}, not names and tensors. Save the model's "
