@@ -20,6 +20,7 @@ __all__ = [
     "DIGEST_KEY",
     "digest",
     "named_tensors",
+    "plain_dict",
     "read_checkpoint",
     "read_restricted",
     "split_safetensors",
@@ -119,29 +120,32 @@ def named_tensors(path: Path, content: Any) -> dict[str, Tensor]:
 
 def _unwrapped(path: Path, content: Any) -> Any:
     for _ in _WRAPPINGS:
-        inner = next(
-            (
-                content[key]
-                for key in _WRAPPINGS
-                if isinstance(content, Mapping) and isinstance(content.get(key), Mapping)
-            ),
-            None,
-        )
+        outer = plain_dict(content) or {}
+        inner = next((outer[k] for k in _WRAPPINGS if isinstance(outer.get(k), Mapping)), None)
         if inner is None:
             break
         content = inner
     return content
 
 
+def plain_dict(value: object) -> dict[Any, Any] | None:
+    """The entries of a dictionary out of a file; None for anything else.
+
+    A pickle can hang attributes on an OrderedDict that hide its methods, so its type's are called.
+    """
+    return dict(type(value).items(value)) if isinstance(value, dict) else None
+
+
 def _dense(path: Path, content: Any) -> dict[str, Tensor]:
-    if not isinstance(content, Mapping) or not content:
+    entries = plain_dict(content)
+    if not entries:
         raise CheckpointError(
             f"{path}: holds {type(content).__name__}, not names and tensors. Save the model's "
             "state_dict() as safetensors."
         )
     wrong = [
         f"{name!r:.80}: {type(value).__name__}"
-        for name, value in content.items()
+        for name, value in entries.items()
         if not isinstance(name, str) or type(value) not in (Tensor, nn.Parameter)
     ]
     if wrong:
@@ -151,7 +155,7 @@ def _dense(path: Path, content: Any) -> dict[str, Tensor]:
             + "\nSave the model's state_dict() alone, as safetensors."
         )
     # A pickle can hang attributes on a tensor that hide its methods; a detached one has none.
-    state = {name: Tensor.detach(value) for name, value in content.items()}
+    state = {name: Tensor.detach(value) for name, value in entries.items()}
     strange = [
         f"{name}: {strange_tensor(value)}" for name, value in state.items() if strange_tensor(value)
     ]
