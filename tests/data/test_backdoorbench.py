@@ -399,6 +399,14 @@ def test_missing_images_are_counted_before_any_is_read(world: World) -> None:
         world.read()
 
 
+@pytest.mark.parametrize("name", ["\ud800.png", "n" * 5000 + ".png"])
+def test_names_that_no_file_can_have_are_missing_images(world: World, name: str) -> None:
+    entry = world.entries[next(iter(world.entries))]
+    entry["path"] = f"./record/badnet_0_1/bd_train_dataset/{name}"
+    with pytest.raises(ShardError, match="1 of 6 poisoned images are missing"):
+        world.read()
+
+
 def test_a_pipe_is_no_image(world: World) -> None:
     image = _poisoned_file(world)
     image.unlink()

@@ -62,8 +62,8 @@ def read_backdoorbench_train(result: AttackResult, clean: Manifest) -> PoisonedT
     if clean.num_classes != result.num_classes or len(clean) != part.count:
         raise ShardError(
             f"{clean.root}: {len(clean)} samples of {clean.num_classes} classes, but the attack in "
-            f"{result.path} was on {part.count} of {result.num_classes} ({result.dataset}). Give "
-            "the shards of the whole training set that it was on."
+            f"{result.path} was on {part.count} of {result.num_classes} ({result.dataset!r:.40}). "
+            "Give the shards of the whole training set that it was on."
         )
     files = _located(result, part)
     order = _in_order(clean)  # (N,) position in the data set to sample id
@@ -150,7 +150,7 @@ def _located(result: AttackResult, part: PoisonedSet) -> Mapping[int, Path]:
         path = root / image.file
         try:
             target = path.resolve(strict=True)
-        except (OSError, RuntimeError):
+        except (OSError, RuntimeError, ValueError):  # a name that no file can have, too
             missing.append(_name(part, image))
             continue
         if not target.is_relative_to(own):
