@@ -131,7 +131,7 @@ def purify(
 def _resolve_method(config: PurifyConfig) -> PurifyConfig:
     """``auto`` becomes AFT or PBE; what the method needs must be there."""
     if config.model.checkpoint is None:
-        raise ConfigError("no model to purify: give its weights as model.checkpoint.")
+        raise ConfigError("no model to purify: give its weights, as MODEL or model.checkpoint.")
     method = config.method
     if method == "auto":
         method = "aft" if config.data.clean else "pbe"

@@ -34,11 +34,12 @@ from pbe_fast._yaml import YAML_ERRORS, parse_yaml
 from pbe_fast.config import dump_config
 from pbe_fast.errors import RunDirectoryError
 
-__all__ = ["RunDirectory", "tensors_digest", "versions"]
+__all__ = ["CONVERTED_NAME", "RunDirectory", "tensors_digest", "versions"]
 
 _STATE_KEY = "pbe_fast_state"
 _DIGEST_KEY = "pbe_fast_sha256"
 _LOCK_NAME = ".lock"
+CONVERTED_NAME = "backdoorbench"  # what 'purify --backdoorbench' makes before the run begins
 _LOG_NAME = "log.txt"
 _RESOLVED = (
     "device",
@@ -72,19 +73,7 @@ class RunDirectory:
                 it cannot be made.
         """
         run = cls(path)
-        try:
-            path.mkdir(parents=True, exist_ok=True)
-            foreign = sorted(p.name for p in path.iterdir() if not _own(p.name))
-        except OSError as error:
-            raise RunDirectoryError(
-                f"{path}: cannot be used as a run directory ({error.strerror}). Choose another "
-                "--out."
-            ) from error
-        if foreign and not run.config_path.exists():
-            raise RunDirectoryError(
-                f"{path}: the folder holds no run, but other things ({', '.join(foreign[:3])}). "
-                "Choose another --out."
-            )
+        run.require_usable()
         before = run.read_config()
         if before is not None:
             differences = _differences(before, config.model_dump(mode="json"))
@@ -96,6 +85,27 @@ class RunDirectory:
                 )
             run.changes = differences
         return run
+
+    def require_usable(self) -> None:
+        """Make the folder; refuse one that holds something else than a run.
+
+        Raises:
+            RunDirectoryError: it does, or cannot be made.
+        """
+        path = self.path
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            foreign = sorted(p.name for p in path.iterdir() if not _own(p.name))
+        except OSError as error:
+            raise RunDirectoryError(
+                f"{path}: cannot be used as a run directory ({error.strerror}). Choose another "
+                "--out."
+            ) from error
+        if foreign and not self.config_path.exists():
+            raise RunDirectoryError(
+                f"{path}: the folder holds no run, but other things ({', '.join(foreign[:3])}). "
+                "Choose another --out."
+            )
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -309,7 +319,9 @@ def versions() -> dict[str, str]:
 
 def _own(name: str) -> bool:
     """Whether a run writes such a file before its configuration."""
-    return name in (_LOG_NAME, _LOCK_NAME) or (name.startswith(".") and name.endswith(".partial"))
+    return name in (_LOG_NAME, _LOCK_NAME, CONVERTED_NAME) or (
+        name.startswith(".") and name.endswith(".partial")
+    )
 
 
 def _finite(value: Any) -> Any:

@@ -20,6 +20,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pbe_fast import evaluate as evaluation
+from pbe_fast.backdoorbench import import_attack_result, write_defense_result
 from pbe_fast.config import MineConfig, PoisonConfig, PurifyConfig, TrainConfig, load_config
 from pbe_fast.data import ImageData, Manifest
 from pbe_fast.device import choose_device
@@ -231,10 +232,17 @@ def train_command(
 
 @app.command(name="purify")
 def purify_command(
-    checkpoint: Annotated[
-        Path, typer.Argument(metavar="MODEL", help="Weights: .safetensors, .pt or .pth.")
-    ],
     out: Annotated[Path, typer.Option("--out", help="Run directory; the same one goes on.")],
+    checkpoint: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="MODEL", help="Weights: .safetensors, .pt or .pth.", show_default=False
+        ),
+    ] = None,
+    backdoorbench: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="A BackdoorBench result, in place of MODEL; see below."),
+    ] = None,
     data: Annotated[
         Path | None,
         typer.Option("--data", metavar="SHARDS", help="Training shards, perhaps poisoned."),
@@ -288,10 +296,17 @@ def purify_command(
     infected model, without augmentation, while the method mines in every
     batch against the model that it has come to: faster, and less faithful.
 
+    --backdoorbench takes the model from DIR/attack_result.pt, and --data is
+    then the *clean* training set: the images that the attack changed are put
+    in their places, under --out. defense_result.pt is written besides. The
+    file is read without running anything in it.
+
     \b
     Examples:
       pbe-fast purify runs/infected/model.safetensors --data shards/bad \\
         --out runs/pure
+      pbe-fast purify --backdoorbench record/badnet_0_1 \\
+        --data shards/cifar10-train --out runs/pure
       pbe-fast purify resnet50.pth --model torchvision:resnet50 \\
         --image-size 224 --clean shards/clean --data shards/train \\
         --test shards/val --out runs/pure
@@ -299,28 +314,27 @@ def purify_command(
         --image-size 224 --data shards/train --out runs/pure \\
         --ray auto --workers 8
     """
-    options = load_config(
-        PurifyConfig,
-        config,
-        settings or (),
-        {
-            "model.checkpoint": checkpoint,
-            "model.name": model,
-            "model.options.width": width,
-            "data.train": data,
-            "data.clean": clean,
-            "data.mined": mined,
-            "data.test": test,
-            "data.attack": attack,
-            "data.truth": truth,
-            "data.image_size": image_size,
-            "method": method,
-            "device": device,
-            "seed": seed,
-        },
-    )
-    where = (ray, workers, gpus_per_worker, cpus_per_worker, worker_timeout, insecure)
+    values: dict[str, Any] = {
+        "model.checkpoint": checkpoint,
+        "model.name": model,
+        "model.options.width": width,
+        "data.train": data,
+        "data.clean": clean,
+        "data.mined": mined,
+        "data.test": test,
+        "data.attack": attack,
+        "data.truth": truth,
+        "data.image_size": image_size,
+        "method": method,
+        "device": device,
+        "seed": seed,
+    }
+    load_config(PurifyConfig, config, settings or (), values)  # mistakes, before any work
     console = Console()
+    if backdoorbench is not None:
+        values |= _import_backdoorbench(console, backdoorbench, out, values)
+    options = load_config(PurifyConfig, config, settings or (), values)
+    where = (ray, workers, gpus_per_worker, cpus_per_worker, worker_timeout, insecure)
     with (
         _working(console, _GOES_ON) as progress,
         fleet_of(*where, options.device, progress.say) as fleet,
@@ -338,6 +352,9 @@ def purify_command(
     _say(console, f"Purified model: {out / PURIFIED_NAME}")
     if "suspects" in metrics:
         _say(console, f"Suspects:       {out / SUSPECTS_NAME}")
+    if backdoorbench is not None:
+        written = write_defense_result(out, out / PURIFIED_NAME)
+        _say(console, f"BackdoorBench:  {written}")
     _say(console, f"Report:         {out / 'report.html'}")
 
 
@@ -479,6 +496,28 @@ def report(
       pbe-fast report runs/pure
     """
     _say(Console(), f"Report: {write_report(run)}")
+
+
+def _import_backdoorbench(
+    console: Console, folder: Path, out: Path, values: dict[str, Any]
+) -> dict[str, Any]:
+    """What a BackdoorBench result adds to the configuration; refuses options that contradict it."""
+    taken = {
+        "model.checkpoint": "MODEL",
+        "model.name": "--model",
+        "model.options.width": "--width",
+        "data.image_size": "--image-size",
+        "data.truth": "--truth",
+    }
+    if given := [name for key, name in taken.items() if values[key] is not None]:
+        raise ConfigError(f"{', '.join(given)}: --backdoorbench tells that; leave it out.")
+    if values["data.train"] is None and values["data.clean"] is None:
+        raise ConfigError(
+            "--backdoorbench needs images: give shards of the original training set as --data, "
+            "which the poisoned images are put into, or clean shards as --clean."
+        )
+    with _working(console, "The same command begins the conversion again.") as progress:
+        return import_attack_result(folder, out, values["data.train"], progress)
 
 
 @contextmanager

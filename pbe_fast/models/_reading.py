@@ -5,7 +5,7 @@ import json
 import re
 import warnings
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,15 @@ from torch import Tensor, nn
 from pbe_fast.errors import CheckpointError
 from pbe_fast.models._weights import strange_tensor
 
-__all__ = ["DIGEST_KEY", "digest", "read_checkpoint", "split_safetensors"]
+__all__ = [
+    "DIGEST_KEY",
+    "digest",
+    "named_tensors",
+    "plain_dict",
+    "read_checkpoint",
+    "read_restricted",
+    "split_safetensors",
+]
 
 DIGEST_KEY = "pbe_fast_sha256"
 _TORCH_SUFFIXES = (".pt", ".pth", ".tar", ".bin")
@@ -60,17 +68,41 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def _read_torch(path: Path) -> dict[str, Tensor]:
+    return named_tensors(path, _unwrapped(path, read_restricted(path)))
+
+
+def read_restricted(path: Path, stand_ins: Mapping[str, Callable[..., Any]] | None = None) -> Any:
+    """What a ``.pt`` file holds, by torch's restricted loader: tensors and plain containers.
+
+    Args:
+        path: the file.
+        stand_ins: functions and classes of this project, by the name of the global in the file
+            that each is called in place of. The global itself is never looked up.
+
+    Raises:
+        CheckpointError: the file is damaged, or holds anything else.
+    """
     _refuse_compressed(path)
+    known: list[Any] = [(stand_in, name) for name, stand_in in (stand_ins or {}).items()]
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), torch.serialization.safe_globals(known):
             # A remark to torch's developers on the pickle's age, of no use to a user.
             warnings.filterwarnings("ignore", message="Detected pickle protocol")
             # Sparse tensors are refused below, by name.
             warnings.filterwarnings("ignore", message="Validating sparse tensor invariants")
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # unpickling garbage raises nearly any type
         raise _unreadable(path, error) from error
-    state = _unwrapped(path, content)
+
+
+def named_tensors(path: Path, content: Any) -> dict[str, Tensor]:
+    """The weights among what :func:`read_restricted` gave, in the file's order.
+
+    Raises:
+        CheckpointError: there are none, something else is among them, or they are strange: sparse,
+            complex, or larger than the file.
+    """
+    state = _dense(path, content)
     size = path.stat().st_size
     storages = {}
     for value in state.values():
@@ -86,27 +118,34 @@ def _read_torch(path: Path) -> dict[str, Tensor]:
     return state
 
 
-def _unwrapped(path: Path, content: Any) -> dict[str, Tensor]:
+def _unwrapped(path: Path, content: Any) -> Any:
     for _ in _WRAPPINGS:
-        inner = next(
-            (
-                content[key]
-                for key in _WRAPPINGS
-                if isinstance(content, Mapping) and isinstance(content.get(key), Mapping)
-            ),
-            None,
-        )
+        outer = plain_dict(content) or {}
+        inner = next((outer[k] for k in _WRAPPINGS if isinstance(outer.get(k), Mapping)), None)
         if inner is None:
             break
         content = inner
-    if not isinstance(content, Mapping) or not content:
+    return content
+
+
+def plain_dict(value: object) -> dict[Any, Any] | None:
+    """The entries of a dictionary out of a file; None for anything else.
+
+    A pickle can hang attributes on an OrderedDict that hide its methods, so its type's are called.
+    """
+    return dict(type(value).items(value)) if isinstance(value, dict) else None
+
+
+def _dense(path: Path, content: Any) -> dict[str, Tensor]:
+    entries = plain_dict(content)
+    if not entries:
         raise CheckpointError(
             f"{path}: holds {type(content).__name__}, not names and tensors. Save the model's "
             "state_dict() as safetensors."
         )
     wrong = [
         f"{name!r:.80}: {type(value).__name__}"
-        for name, value in content.items()
+        for name, value in entries.items()
         if not isinstance(name, str) or type(value) not in (Tensor, nn.Parameter)
     ]
     if wrong:
@@ -116,7 +155,7 @@ def _unwrapped(path: Path, content: Any) -> dict[str, Tensor]:
             + "\nSave the model's state_dict() alone, as safetensors."
         )
     # A pickle can hang attributes on a tensor that hide its methods; a detached one has none.
-    state = {name: Tensor.detach(value) for name, value in content.items()}
+    state = {name: Tensor.detach(value) for name, value in entries.items()}
     strange = [
         f"{name}: {strange_tensor(value)}" for name, value in state.items() if strange_tensor(value)
     ]

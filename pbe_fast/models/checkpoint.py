@@ -28,7 +28,7 @@ from pbe_fast.models._weights import check_weights
 from pbe_fast.models.classifier import Classifier, ModelSpec
 from pbe_fast.models.registry import build_net, create_model, runs_user_code
 
-__all__ = ["check_weights", "load_model", "read_state", "save_model"]
+__all__ = ["check_weights", "load_model", "model_of", "read_state", "save_model"]
 
 _SPEC_KEY = "pbe_fast"
 _PREFIXES = ("module.", "_orig_mod.", "net.")
@@ -101,19 +101,27 @@ def load_model(path: Path, spec: ModelSpec | None = None) -> Classifier:
     """
     path = Path(path)
     state, metadata = read_checkpoint(path)
-    given = spec is not None
-    spec = _header_spec(path, metadata) if spec is None else _with_normalisation(spec, metadata)
+    if spec is not None:
+        return model_of(path, state, _with_normalisation(spec, metadata))
+    try:
+        return model_of(path, state, _header_spec(path, metadata))
+    except ModelError as error:
+        raise CheckpointError(f"{path}: the header's model cannot be built: {error}") from error
+
+
+def model_of(path: Path, state: Mapping[str, Tensor], spec: ModelSpec) -> Classifier:
+    """A model with weights that were read from ``path``; as :func:`load_model` otherwise.
+
+    Raises:
+        CheckpointError: the weights do not fit the model.
+        ModelError: the spec cannot be built.
+    """
     with torch.random.fork_rng(devices=[]):
-        try:
-            # Shapes first, without memory: a hostile header must not make us allocate.
-            skeleton = _skeleton(spec)
-            if skeleton is not None:
-                _refuse_differences(path, state, skeleton)
-            model = create_model(spec)
-        except ModelError as error:
-            if given:
-                raise
-            raise CheckpointError(f"{path}: the header's model cannot be built: {error}") from error
+        # Shapes first, without memory: a hostile header must not make us allocate.
+        skeleton = _skeleton(spec)
+        if skeleton is not None:
+            _refuse_differences(path, state, skeleton)
+        model = create_model(spec)
     reference = model.net.state_dict()
     if skeleton is None:
         _refuse_differences(path, state, reference)

@@ -51,13 +51,18 @@ class PreActResNet18(nn.Module):
         num_classes: number of logits, K.
         width: channels of the first stage; 64 is the usual model (11.2 million weights),
             16 the narrow one (0.7 million).
+        final_norm: whether a batch norm and a ReLU follow the last block, as in the paper. Some
+            implementations, such as BackdoorBench's, pool the last block's output as it is.
 
     Raises:
-        ModelError: a size is not a positive integer, or the width is absurd.
+        ModelError: a size is not a positive integer, the width is absurd, or ``final_norm`` is
+            not true or false.
     """
 
-    def __init__(self, num_classes: int, width: int = 64) -> None:
+    def __init__(self, num_classes: int, width: int = 64, final_norm: bool = True) -> None:
         super().__init__()
+        if type(final_norm) is not bool:
+            raise ModelError(f"final_norm is {final_norm!r}: give true or false.")
         if type(width) is not int or not 1 <= width <= _MAX_WIDTH:
             raise ModelError(f"width is {width!r}: give an integer from 1 to {_MAX_WIDTH}.")
         if type(num_classes) is not int or num_classes < 1:
@@ -67,7 +72,7 @@ class PreActResNet18(nn.Module):
         self.layer2 = _stage(width, 2 * width, stride=2)
         self.layer3 = _stage(2 * width, 4 * width, stride=2)
         self.layer4 = _stage(4 * width, 8 * width, stride=2)
-        self.bn = nn.BatchNorm2d(8 * width)
+        self.bn = nn.BatchNorm2d(8 * width) if final_norm else None
         self.linear = nn.Linear(8 * width, num_classes)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
@@ -77,7 +82,8 @@ class PreActResNet18(nn.Module):
         """Penultimate features: (N, 3, H, W) normalised images to (N, 8 * width)."""
         x = self.conv1(x)  # (N, width, H, W)
         x = self.layer4(self.layer3(self.layer2(self.layer1(x))))  # (N, 8 width, H/8, W/8)
-        x = functional.relu(self.bn(x))
+        if self.bn is not None:
+            x = functional.relu(self.bn(x))
         return torch.flatten(functional.adaptive_avg_pool2d(x, 1), 1)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -2,6 +2,10 @@
 
 No name leads to the network, and no name loads weights: a model starts random (seed it with
 ``torch.manual_seed``) and gets its weights from :mod:`pbe_fast.models.checkpoint`.
+
+The option ``resize`` of a torchvision model brings the normalised images to that side inside the
+model, so that small images can be given to one that takes a fixed size, such as ``vit_b_16``. The
+weights' names then begin with ``1.``, those of a sequence of the resizing and the model.
 """
 
 import difflib
@@ -26,6 +30,7 @@ _BUILTIN = {"preact_resnet18": PreActResNet18}
 _HALF: Triple = (0.5, 0.5, 0.5)
 _IMAGENET_MEAN: Triple = (0.485, 0.456, 0.406)
 _IMAGENET_STD: Triple = (0.229, 0.224, 0.225)
+_MAX_RESIZE = 1024
 _FILE = re.compile(r"(?P<path>.+\.py):(?P<factory>[A-Za-z_]\w*)", re.DOTALL)
 _KINDS = "builtin:preact_resnet18, timm:NAME, torchvision:NAME or PATH/file.py:factory"
 
@@ -146,10 +151,15 @@ def _torchvision(spec: ModelSpec, name: str) -> _Built:
         # The auxiliary heads make a tuple of the output in training; nothing here uses them.
         # init_weights said explicitly keeps torchvision from warning that it will change.
         options = {"aux_logits": False, "init_weights": True, **options}
+    side = options.pop("resize", None)
+    if side is not None and (type(side) is not int or not 1 <= side <= _MAX_RESIZE):
+        raise ModelError(f"{spec.name}: resize is {side!r}: give a side of 1 to {_MAX_RESIZE}.")
     try:
         net = models.get_model(name, weights=None, num_classes=spec.num_classes, **options)
     except Exception as error:  # torchvision raises many types for a bad option
         raise _bad_options(spec, error) from error
+    if side is not None:
+        net = nn.Sequential(torchvision.transforms.Resize((side, side)), net)
     return net, _IMAGENET_MEAN, _IMAGENET_STD
 
 

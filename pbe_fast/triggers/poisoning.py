@@ -42,7 +42,16 @@ from pbe_fast.triggers.sig import SIG
 from pbe_fast.triggers.store import save_attack
 from pbe_fast.triggers.wanet import WaNet
 
-__all__ = ["ATTACK_NAME", "TRUTH_NAME", "Plan", "load_truth", "make_attack", "plan", "poison"]
+__all__ = [
+    "ATTACK_NAME",
+    "TRUTH_NAME",
+    "Plan",
+    "load_truth",
+    "make_attack",
+    "plan",
+    "poison",
+    "write_truth",
+]
 
 ATTACK_NAME = "attack.safetensors"
 TRUTH_NAME = "truth.parquet"
@@ -157,7 +166,7 @@ def poison(
         on_sample=lambda _count: progress.advance(1),
         beside={
             ATTACK_NAME: lambda path, _manifest: save_attack(attack, path),
-            TRUTH_NAME: lambda path, made: _write_truth(path, made, data.manifest, chosen),
+            TRUTH_NAME: lambda path, made: write_truth(path, made, data.manifest.labels, chosen),
         },
     )
 
@@ -242,7 +251,15 @@ def _png(image: Tensor) -> bytes:
     return file.getvalue()
 
 
-def _write_truth(path: Path, manifest: Manifest, original: Manifest, chosen: Plan) -> None:
+def write_truth(
+    path: Path, manifest: Manifest, original_labels: npt.NDArray[np.integer], chosen: Plan
+) -> None:
+    """Write what was done to which sample of a poisoned set.
+
+    Args:
+        manifest: of the poisoned set, N samples.
+        original_labels: ``(N,)``, before it was poisoned.
+    """
     poisoned, noise = np.zeros((2, len(manifest)), np.bool_)
     poisoned[chosen.poisoned] = True
     noise[chosen.noise] = True
@@ -254,7 +271,7 @@ def _write_truth(path: Path, manifest: Manifest, original: Manifest, chosen: Pla
             "poisoned": poisoned,
             "noise": noise,
             "label": manifest.labels,
-            "original_label": original.labels,
+            "original_label": original_labels.astype(np.int32),
         }
     )
     with atomic_path(path) as temporary:

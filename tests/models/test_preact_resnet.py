@@ -113,3 +113,26 @@ def test_convolutions_start_with_the_fan_out_variance() -> None:
 def test_absurd_width_is_refused(width: object) -> None:
     with pytest.raises(ModelError, match="width"):
         PreActResNet18(10, width)  # type: ignore[arg-type]  # the wrong type is the test
+
+
+def test_the_final_norm_can_be_left_out() -> None:
+    torch.manual_seed(0)
+    with_norm = PreActResNet18(5, width=4).eval()
+    torch.manual_seed(0)
+    without = PreActResNet18(5, width=4, final_norm=False).eval()
+    theirs, ours = with_norm.state_dict(), without.state_dict()
+    assert [name for name in theirs if not name.startswith("bn.")] == list(ours)
+    assert all(torch.equal(theirs[name], value) for name, value in ours.items())
+    images = torch.rand(2, 3, 8, 8)
+    stages = (without.conv1, without.layer1, without.layer2, without.layer3, without.layer4)
+    x = images
+    for stage in stages:
+        x = stage(x)
+    torch.testing.assert_close(without.features(images), x.mean((2, 3)))
+    assert (without.features(images) < 0).any()  # there is no ReLU either
+
+
+@pytest.mark.parametrize("final_norm", [0, 1, None, "no"])
+def test_a_final_norm_that_is_neither_is_refused(final_norm: object) -> None:
+    with pytest.raises(ModelError, match="final_norm"):
+        PreActResNet18(5, final_norm=final_norm)  # type: ignore[arg-type]

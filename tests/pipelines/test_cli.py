@@ -24,6 +24,13 @@ from pbe_fast.data.signs import sign_names, signs
 from pbe_fast.models import ModelSpec, create_model, load_model, save_model
 from pipelines import cli
 from pipelines.cli import app, main
+from tests._backdoorbench import (
+    attack_content,
+    clean_shards,
+    labels_in_order,
+    preact_weights,
+    write_result,
+)
 
 CLASSES, SIZE = 3, 16
 
@@ -164,6 +171,64 @@ def test_from_images_to_a_purified_model_and_its_report(
     refused = run(*command, "--set", "pbe.lr=0.5")
     assert refused.code == 2
     assert "pbe.lr was 0.01, now 0.5" in refused.err
+
+
+def test_a_backdoorbench_result_is_purified_and_handed_back(tmp_path: Path, run: Run) -> None:
+    labels = labels_in_order(clean_shards(tmp_path / "clean"))
+    folder = tmp_path / "record" / "badnet_0_1"
+    write_result(folder, attack_content(folder, labels, preact_weights()))
+    out = tmp_path / "pure"
+    command = [
+        "purify", "--backdoorbench", folder, "--data", tmp_path / "clean", "--device", "cpu",
+        "--out", out,
+        *_set(
+            "precision=float32", "memory_format=contiguous", "adversary.steps=1",
+            "adversary.fold=false", "pbe.epochs=1",
+            "pbe.batch_size=8", "pbe.initial_fraction=0.4", "pbe.adversarial_batches=1",
+            "pbe.keep=[0.5]", "pbe.lr=0.0001",
+        ),
+    ]  # fmt: skip
+    ended = run(*command)
+    assert ended.code == 0, ended.err
+    assert str(out / "defense_result.pt") in ended.out.replace("\n", "")
+    metrics = json.loads((out / "metrics.json").read_text())
+    assert metrics["suspects"]["poisoned"] == 6  # the truth was taken from the result
+    content = torch.load(out / "defense_result.pt", weights_only=True)
+    assert (content["model_name"], content["num_classes"]) == ("preactresnet18", CLASSES)
+    given, purified = preact_weights(), load_model(out / "purified.safetensors").net.state_dict()
+    assert list(content["model"]) == list(given)
+    assert not torch.equal(content["model"]["linear.weight"], given["linear.weight"])
+    assert torch.equal(content["model"]["linear.weight"], purified["linear.weight"])
+
+    ended = run("evaluate", out / "purified.safetensors", out / "backdoorbench" / "triggered",
+                "--device", "cpu", "--json")  # fmt: skip
+    assert ended.code == 0, ended.err
+    assert json.loads(ended.out)["images"] == 16
+
+    before = _files(out)
+    again = run(*command)
+    assert again.code == 0, again.err
+    assert "is finished already" in again.out
+    assert _files(out) == before
+
+
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        (["model.pt", "--data", "clean"], "MODEL: --backdoorbench tells that"),
+        (["--data", "clean", "--model", "timm:resnet18"], "--model: --backdoorbench tells that"),
+        (["--data", "clean", "--image-size", "32"], "--image-size: --backdoorbench tells"),
+        ([], "needs images"),
+        (["--data", "clean"], "attack_result.pt: there is no such file"),
+    ],
+)
+def test_contradictions_about_a_backdoorbench_result_are_named(
+    tmp_path: Path, run: Run, words: list[str], complaint: str
+) -> None:
+    ended = run("purify", "--backdoorbench", tmp_path / "no", "--out", tmp_path / "o", *words)
+    assert ended.code == 2
+    assert complaint in ended.err
+    assert not (tmp_path / "o").exists()
 
 
 def _files(folder: Path) -> dict[str, bytes]:

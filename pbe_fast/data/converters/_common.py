@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from pbe_fast.data._magic import describe_bytes
 from pbe_fast.data.shards import Sample
 from pbe_fast.errors import ImageError, ShardError
 
@@ -17,6 +18,7 @@ __all__ = [
     "encode_png",
     "natural_key",
     "parse_pnm",
+    "read_image_file",
     "refuse_escape",
     "some_names",
     "spread",
@@ -124,6 +126,31 @@ def parse_pnm(data: bytes, where: str) -> npt.NDArray[np.uint8]:
             "The file is damaged: copy it again."
         )
     return np.frombuffer(data, np.uint8, offset=header.end()).reshape(shape)
+
+
+def read_image_file(path: Path) -> tuple[bytes, str]:
+    """The bytes of a JPEG, PNG or PPM file as a shard stores them, and their extension.
+
+    Raises:
+        ShardError: the file cannot be read.
+        ImageError: it is of another kind.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise ShardError(f"{path}: cannot be read ({error.strerror}).") from error
+    if data.startswith(b"\xff\xd8\xff"):
+        return data, "jpg"
+    if data.startswith(b"\x89PNG\r\n\x1a\n"):
+        return data, "png"
+    if data[:2] in (b"P5", b"P6"):
+        return encode_png(parse_pnm(data, str(path))), "png"
+    if not data:
+        raise ImageError(f"{path}: the file is empty. Remove it or copy it again.")
+    kind = describe_bytes(data[:512], none=f"of no known kind (begins {data[:8]!r})")
+    raise ImageError(
+        f"{path}: not a JPEG, PNG or PPM image: it is {kind}. Convert it or remove it."
+    )
 
 
 def refuse_escape(path: Path, root: Path) -> None:

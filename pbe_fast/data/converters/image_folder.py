@@ -10,18 +10,16 @@ import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 
-from pbe_fast.data._magic import describe_bytes
 from pbe_fast.data.converters._common import (
     Samples,
-    encode_png,
     natural_key,
-    parse_pnm,
+    read_image_file,
     refuse_escape,
     some_names,
     spread,
 )
 from pbe_fast.data.shards import Sample
-from pbe_fast.errors import ImageError, ShardError
+from pbe_fast.errors import ShardError
 
 __all__ = ["read_image_folder"]
 
@@ -74,7 +72,7 @@ def read_image_folder(
     def read(position: int) -> Sample:
         label, index = order[position]
         name = per_class[label][index]
-        image, extension = _read_image(root / names[label] / name)
+        image, extension = read_image_file(root / names[label] / name)
         return Sample(keys[label][index], image, extension, label)
 
     return names, Samples(len(order), read)
@@ -177,23 +175,3 @@ def _keys(names: Sequence[str], files: Sequence[Sequence[str]]) -> list[list[str
         keys[label][index] = candidate
         taken.add(candidate)
     return keys
-
-
-def _read_image(path: Path) -> tuple[bytes, str]:
-    """The bytes to store and their extension."""
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise ShardError(f"{path}: cannot be read ({error.strerror}).") from error
-    if data.startswith(b"\xff\xd8\xff"):
-        return data, "jpg"
-    if data.startswith(b"\x89PNG\r\n\x1a\n"):
-        return data, "png"
-    if data[:2] in (b"P5", b"P6"):
-        return encode_png(parse_pnm(data, str(path))), "png"
-    if not data:
-        raise ImageError(f"{path}: the file is empty. Remove it or copy it again.")
-    kind = describe_bytes(data[:512], none=f"of no known kind (begins {data[:8]!r})")
-    raise ImageError(
-        f"{path}: not a JPEG, PNG or PPM image: it is {kind}. Convert it or remove it."
-    )
