@@ -1,6 +1,7 @@
 """What the operations share: pixel scale, memory layout, registration."""
 
 from collections.abc import Callable, Sequence
+from functools import wraps
 from typing import Any, TypeVar
 
 import torch
@@ -95,7 +96,18 @@ def operation(
     op = torch.library.custom_op(f"pbe::{name}", twin, mutates_args=tuple(mutates))
     op.register_kernel("cuda")(launcher)
     op.register_fake(fake)
-    return op  # type: ignore[return-value]  # it has the twin's signature
+
+    @wraps(twin)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        first = next(iter((*args, *kwargs.values())))
+        if first.device.type == "cpu" and not torch.compiler.is_compiling():
+            # As torch would dispatch it, without importing its compiler, which takes seconds and
+            # 100 MB the first time that any registered operation runs.
+            with torch.no_grad():
+                return twin(*args, **kwargs)
+        return op(*args, **kwargs)
+
+    return call  # type: ignore[return-value]  # it has the twin's signature
 
 
 @triton.jit

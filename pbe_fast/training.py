@@ -6,7 +6,7 @@ in their :class:`Stage`.
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any, Literal
@@ -16,6 +16,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.optim.sgd import sgd
 
 from pbe_fast.adversary import PGD, Miner
 from pbe_fast.config import SgdConfig
@@ -157,12 +158,7 @@ def fit(
             "images, or raise data.clean_fraction or pbe.initial_fraction."
         )
     per_epoch = -(-len(ids) // stage.batch_size)
-    optimizer = torch.optim.SGD(
-        model.parameters(), lr=stage.lr, momentum=stage.momentum, weight_decay=stage.weight_decay
-    )
-    for name, parameter in model.named_parameters():
-        if name in start.momentum:
-            optimizer.state[parameter]["momentum_buffer"] = start.momentum[name].to(parameter)
+    optimizer = _Sgd(model, stage, start.momentum)
     miner = None if pgd is None else Miner(pgd, model, device, say=say)
     saved = time.monotonic()
 
@@ -170,7 +166,7 @@ def fit(
         nonlocal saved
         stopping = stop is not None and stop()
         if stopping or time.monotonic() - saved >= checkpoint_seconds:
-            checkpoint(Position(epoch, batch, _momentum(model, optimizer)))
+            checkpoint(Position(epoch, batch, dict(optimizer.momentum)))
             saved = time.monotonic()
         if stopping:
             raise StoppedError
@@ -215,14 +211,11 @@ def fit(
                     images = _mined(miner, batch, labels, attack_seed)
                 else:
                     images = device.images(batch.images)
-                optimizer.param_groups[0]["lr"] = stage.lr_at(
-                    (epoch + index / per_epoch) / stage.epochs
-                )
                 with device.autocast():
                     logits = model(images)
-                optimizer.zero_grad(set_to_none=True)
+                model.zero_grad(set_to_none=True)
                 loss, correct = _backward(model, logits, labels, share)
-                optimizer.step()
+                optimizer.step(stage.lr_at((epoch + index / per_epoch) / stage.epochs))
                 ended = time.perf_counter()
                 kind = "finetune_adversarial" if adversarial else "finetune"
                 clock.add(kind, ended - began, images_seen)
@@ -276,9 +269,35 @@ def _batch_seed(seed: int, round_index: int, epoch: int, batch: int) -> int:
     return int(words[0]) >> 1
 
 
-def _momentum(model: nn.Module, optimizer: torch.optim.SGD) -> dict[str, Tensor]:
-    return {
-        name: optimizer.state[parameter]["momentum_buffer"]
-        for name, parameter in model.named_parameters()
-        if optimizer.state[parameter].get("momentum_buffer") is not None
-    }
+class _Sgd:
+    """``torch.optim.SGD``, through the function that does its work.
+
+    The class would import all of torch's compiler: seconds, and 100 MB, of every worker.
+    """
+
+    def __init__(self, model: nn.Module, stage: Stage, momentum: Mapping[str, Tensor]) -> None:
+        self.model, self.stage = model, stage
+        self.momentum = {
+            name: momentum[name].to(parameter)
+            for name, parameter in model.named_parameters()
+            if name in momentum
+        }
+
+    @torch.no_grad()
+    def step(self, lr: float) -> None:
+        """Change the weights by their gradients."""
+        moved = {name: p for name, p in self.model.named_parameters() if p.grad is not None}
+        buffers = [self.momentum.get(name) for name in moved]
+        sgd(
+            list(moved.values()),
+            [p.grad for p in moved.values() if p.grad is not None],
+            buffers,
+            weight_decay=self.stage.weight_decay,
+            momentum=self.stage.momentum,
+            lr=lr,
+            dampening=0.0,
+            nesterov=False,
+            maximize=False,
+        )
+        pairs = zip(moved, buffers, strict=True)
+        self.momentum |= {name: buffer for name, buffer in pairs if buffer is not None}
