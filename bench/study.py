@@ -22,7 +22,8 @@ import torch
 from rich.console import Console
 
 from bench._setup import draw, facts, write_json
-from bench.attacks import CELLS
+from bench.attacks import BENIGN, CELLS, CLEAN_FRACTION, DEFAULT_METHODS, TARGET, WIDTH
+from bench.attacks import METHODS as ALL_METHODS
 from pbe_fast import PoisonConfig, PurifyConfig, TrainConfig, load_config, poison, purify, train
 from pbe_fast.progress import Progress, Silent
 from pbe_fast.triggers.poisoning import ATTACK_NAME, TRUTH_NAME
@@ -30,16 +31,7 @@ from pipelines._console import progress_bars
 
 __all__ = ["DATA", "METHODS", "Case", "DataSet", "cases", "collect", "run_case", "run_cell"]
 
-BENIGN = "benign"
-TARGET = 1
-WIDTH = 16
-CLEAN_FRACTION = 0.05
-# Of the methods that need clean images; the shares of the training set stand in the configuration.
-_CLEAN = ("aft",)
-METHODS: dict[str, dict[str, Any]] = {
-    "aft": {"method": "aft", "aft.lr": 0.1, "aft.schedule": "cosine"},
-    "pbe": {"method": "pbe"},
-}
+METHODS: dict[str, dict[str, Any]] = {name: ALL_METHODS[name] for name in DEFAULT_METHODS}
 
 
 @dataclass(frozen=True)
@@ -153,7 +145,7 @@ def run_cell(
         "seed": case.seed,
         "device": device,
     }
-    if method in _CLEAN:
+    if values["method"] == "aft":
         values |= {"data.clean": shards / "train", "data.clean_fraction": CLEAN_FRACTION}
     purify(load_config(PurifyConfig, values=values), here / method, progress)
 
@@ -211,10 +203,12 @@ def _run(
 
 def _run_on_ray(
     folder: Path, shards: Path, data: DataSet, chosen: Sequence[Case], methods: Sequence[str],
-    device: str, threads: int,
+    device: str, threads: int, address: str,
 ) -> None:  # fmt: skip
     """A task for each case, and one for each of its cells after it."""
     import ray
+
+    from pipelines.fleet import FleetOptions, connected
 
     gpus = 1 if device.startswith("cuda") else 0
 
@@ -227,14 +221,16 @@ def _run_on_ray(
             run_cell(folder, shards, data, case, method, device, Silent())
         return f"{case.name} {method or 'trained'}"
 
-    running = []
-    for case in chosen:
-        model = task.remote(case, None)
-        running += [model, *(task.remote(case, method, model) for method in methods)]
-    total = len(running)
-    while running:
-        done, running = ray.wait(running)
-        print(f"{total - len(running)} of {total}: {ray.get(done[0])}", flush=True)
+    where = None if address == "local" else address
+    with connected(FleetOptions(workers=1, cpus=threads, address=where)):
+        running = []
+        for case in chosen:
+            model = task.remote(case, None)
+            running += [model, *(task.remote(case, method, model) for method in methods)]
+        total = len(running)
+        while running:
+            done, running = ray.wait(running)
+            print(f"{total - len(running)} of {total}: {ray.get(done[0])}", flush=True)
 
 
 def main() -> None:
@@ -266,17 +262,9 @@ def main() -> None:
         if options.ray is None:
             _run(*work)
         else:
-            _connected_run(options.ray, options.threads, work)
+            _run_on_ray(*work, options.threads, options.ray)
     out = options.out or Path("bench/results") / f"study_{data.name}.json"
     write_json(out, {**facts("cpu"), "rows": collect(options.folder, data)})
-
-
-def _connected_run(address: str, threads: int, work: tuple[Any, ...]) -> None:
-    from pipelines.fleet import FleetOptions, connected
-
-    where = None if address == "local" else address
-    with connected(FleetOptions(workers=1, cpus=threads, address=where)):
-        _run_on_ray(*work, threads)
 
 
 if __name__ == "__main__":

@@ -329,11 +329,11 @@ def purify_command(
         "device": device,
         "seed": seed,
     }
-    load_config(PurifyConfig, config, settings or (), values)  # mistakes, before any work
+    options = load_config(PurifyConfig, config, settings or (), values)
     console = Console()
     if backdoorbench is not None:
         values |= _import_backdoorbench(console, backdoorbench, out, values)
-    options = load_config(PurifyConfig, config, settings or (), values)
+        options = load_config(PurifyConfig, config, settings or (), values)
     where = (ray, workers, gpus_per_worker, cpus_per_worker, worker_timeout, insecure)
     with (
         _working(console, _GOES_ON) as progress,
