@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from pbe_fast.errors import ConfigError
+from pbe_fast.memory import keep_freed_memory
 
 __all__ = ["Device", "MemoryFormat", "Precision", "choose_device"]
 
@@ -72,6 +73,8 @@ def choose_device(
 ) -> Device:
     """Resolve ``auto`` for device, precision and memory format.
 
+    On a CPU the process keeps freed memory from here on (:func:`keep_freed_memory`).
+
     Args:
         name: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
         precision, layout: ``auto`` measures; anything else is taken as it is.
@@ -92,6 +95,8 @@ def choose_device(
         raise ConfigError("device cuda was asked for, but torch sees no CUDA device. Use cpu.")
     if device.type not in ("cpu", "cuda"):
         raise ConfigError(f"device {name!r} is not supported; use auto, cpu, cuda or cuda:N.")
+    if device.type == "cpu":
+        keep_freed_memory()
     if device.type == "cuda":
         torch.cuda.set_device(device)  # kernels are launched on the current one
         torch.backends.cudnn.deterministic = True  # same seed, same bytes

@@ -1,4 +1,8 @@
-"""Work in parts where memory does not suffice."""
+"""Work in parts where memory does not suffice, and freed memory that is kept."""
+
+import ctypes
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -43,3 +47,29 @@ def test_other_errors_are_not_tried_again() -> None:
     with pytest.raises(ValueError, match="wrong"):
         in_parts(4, work)
     assert len(calls) == 1
+
+
+_FAULTS = """
+import resource, sys, torch
+from pbe_fast.memory import keep_freed_memory
+
+if sys.argv[1] == "keep":
+    keep_freed_memory()
+for step in range(30):
+    if step == 10:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    first, second = torch.ones(12_000_000), torch.ones(9_000_000)
+    del first, second
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(
+    sys.platform != "linux" or not hasattr(ctypes.CDLL(None), "mallopt"), reason="needs glibc"
+)
+def test_freed_memory_is_used_again_without_page_faults() -> None:
+    def faults(how: str) -> int:
+        command = [sys.executable, "-c", _FAULTS, how]
+        return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+    assert faults("keep") * 10 < faults("give back")
