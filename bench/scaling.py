@@ -6,25 +6,35 @@
 AFT on drawn signs at equal global batch: one adversarial epoch, then scoring of all images. The
 time that workers take to start is left out: fine-tuning's rate is the median over its steps after
 the first, scoring's counts from the first finished shard of each worker to the last shard.
+
+On CPUs the same steps are also made by processes that know nothing of each other: what cores that
+share their memory and their clock leave, and so the most that a fleet could reach there.
 """
 
 import argparse
 import json
+import multiprocessing
 import time
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import numpy as np
+import torch
+from torch.nn import functional
 
 from bench._setup import facts, write_json
 from pbe_fast import PurifyConfig, load_config, purify
+from pbe_fast.adversary import Miner
+from pbe_fast.config import AdversaryConfig
 from pbe_fast.data.shards import write_shards
 from pbe_fast.data.signs import sign_names, signs
+from pbe_fast.device import choose_device
+from pbe_fast.erase import make_pgd
 from pbe_fast.models import ModelSpec, create_model, save_model
 from pipelines.fleet import FleetOptions, connected
 
-CLASSES, SIZE = 10, 32
+CLASSES, SIZE, BATCH = 10, 32, 128
 
 
 class _Times:
@@ -66,7 +76,7 @@ def run(folder: Path, workers: int, gpus: bool, width: int) -> dict[str, Any]:
         "data.clean": folder / "scaling-clean",
     }
     settings = [
-        "method=aft", "aft.epochs=1", "aft.adversarial_epochs=1", "aft.batch_size=128",
+        "method=aft", "aft.epochs=1", "aft.adversarial_epochs=1", f"aft.batch_size={BATCH}",
         f"device={'cuda' if gpus else 'cpu'}", "precision=float32", "memory_format=contiguous",
         "eval_batch_size=250",
     ]  # fmt: skip
@@ -81,6 +91,34 @@ def run(folder: Path, workers: int, gpus: bool, width: int) -> dict[str, Any]:
         "scoring": times.rate(workers),
         "finetuning": median(steps[1:] or steps),
     }
+
+
+def _apart(spec: ModelSpec, images: int, steps: int, start: Any) -> float:
+    """Images per second of one process of several, each with a part of the batch."""
+    torch.set_num_threads(1)
+    model = create_model(spec)
+    device = choose_device("cpu", "float32", model, SIZE, layout="contiguous")
+    miner = Miner(make_pgd(AdversaryConfig()), model, device)
+    batch = torch.randint(0, 256, (images, 3, SIZE, SIZE), dtype=torch.uint8)
+    labels = torch.arange(images) % CLASSES
+    for step in range(steps + 1):
+        if step == 1:
+            start.wait()
+            began = time.perf_counter()
+        adversarial = miner(batch, labels, ids=torch.arange(images), seed=0)
+        model.train()
+        functional.cross_entropy(model(adversarial), labels).backward()
+        model.zero_grad()
+        model.eval()
+    return steps * images / (time.perf_counter() - began)
+
+
+def apart(spec: ModelSpec, workers: int) -> float:
+    """Images per second of so many processes that make steps of the same global batch, alone."""
+    context = multiprocessing.get_context("spawn")
+    with context.Manager() as manager, context.Pool(workers) as pool:
+        start = manager.Barrier(workers)
+        return sum(pool.starmap(_apart, [(spec, BATCH // workers, 12, start)] * workers))
 
 
 def main() -> None:
@@ -105,10 +143,12 @@ def main() -> None:
     rows = []
     for workers in options.workers:
         rows.append(run(folder, workers, options.gpus, options.width))
+        if not options.gpus:
+            rows[-1]["apart"] = apart(spec, workers)
         print(rows[-1], flush=True)
     base = rows[0]
     for row in rows:
-        for part in ("scoring", "finetuning"):
+        for part in sorted(row.keys() - {"workers"}):
             print(f"{row['workers']} workers, {part}: {row[part] / base[part]:.2f}x")
     kind = "cuda" if options.gpus else "cpu"
     target = options.out or Path(f"bench/results/scaling_{kind}.json")
