@@ -218,17 +218,16 @@ def scaling_table(device: str) -> Callable[[], str]:
         if content is None:
             return _missing(f"scaling on {device.upper()}")
         base = content["runs"][0]
+        titles = {"scoring": "scoring", "finetuning": "AFT", "apart": "the same steps apart"}
+        parts = [part for part in titles if part in base]
         lines = [
             _machine(content),
             "",
-            "| workers | scoring, images/s | | AFT, images/s | |",
-            "| ---: | ---: | ---: | ---: | ---: |",
+            f"| workers | {' | | '.join(f'{titles[part]}, images/s' for part in parts)} | |",
+            f"| ---: |{' ---: | ---: |' * len(parts)}",
         ]
         for row in content["runs"]:
-            cells = [
-                f"{row[part]:,.1f} | {row[part] / base[part]:.2f}x"
-                for part in ("scoring", "finetuning")
-            ]
+            cells = [f"{row[part]:,.1f} | {row[part] / base[part]:.2f}x" for part in parts]
             lines.append(f"| {row['workers']} | {' | '.join(cells)} |")
         return "\n".join(lines)
 
