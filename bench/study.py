@@ -14,7 +14,7 @@ is finished is not done again. ``--only`` takes a part of the cases by their nam
 import argparse
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,7 @@ class DataSet:
 
     Attributes:
         epochs: of training, but for WaNet, which needs twice as many.
+        attacks: settings of attacks that need others here than GTSRB's.
     """
 
     name: str
@@ -47,10 +48,12 @@ class DataSet:
     train_per_class: int = 0
     test_per_class: int = 0
     epochs: int = 8
+    attacks: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
 DATA = {
-    "signs": DataSet("signs", 10, 600, 100, epochs=16),
+    # A patch of 3 pixels is not learned from 6,000 images: ASR 1.1 % (all to one, 16 epochs).
+    "signs": DataSet("signs", 10, 600, 100, epochs=16, attacks={"badnets": {"patch_size": 5}}),
     "gtsrb": DataSet("gtsrb", 43),
 }
 
@@ -112,6 +115,7 @@ def run_case(
             "seed": case.seed,
             "device": device,
             **cell.settings,
+            **data.attacks.get(case.attack, {}),
         }
         plan = PoisonConfig.model_validate(values)
         poison(shards / "train", here / "poisoned", plan, progress=progress, overwrite=True)
