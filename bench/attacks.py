@@ -41,6 +41,7 @@ _AFT = {"method": "aft", "aft.lr": 0.1, "aft.schedule": "cosine"}
 METHODS: dict[str, dict[str, Any]] = {
     "aft": _AFT,
     "pbe": {"method": "pbe"},
+    "sieve": {"method": "sieve"},
     "aft_retire": {**_AFT, "adversary.mode": "retire"},
     "aft_batch32": {**_AFT, "aft.batch_size": 32},
     "aft_published": {"method": "aft"},

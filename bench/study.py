@@ -22,7 +22,7 @@ import torch
 from rich.console import Console
 
 from bench._setup import draw, facts, write_json
-from bench.attacks import BENIGN, CELLS, CLEAN_FRACTION, DEFAULT_METHODS, TARGET, WIDTH
+from bench.attacks import BENIGN, CELLS, CLEAN_FRACTION, TARGET, WIDTH
 from bench.attacks import METHODS as ALL_METHODS
 from pbe_fast import PoisonConfig, PurifyConfig, TrainConfig, load_config, poison, purify, train
 from pbe_fast.progress import Progress, Silent
@@ -31,7 +31,18 @@ from pipelines._console import progress_bars
 
 __all__ = ["DATA", "METHODS", "Case", "DataSet", "cases", "collect", "run_case", "run_cell"]
 
-METHODS: dict[str, dict[str, Any]] = {name: ALL_METHODS[name] for name in DEFAULT_METHODS}
+METHODS: dict[str, dict[str, Any]] = {
+    **{name: ALL_METHODS[name] for name in ("aft", "pbe", "sieve")},
+    # The ablation of Sieve.
+    "sieve_no_split": {"method": "sieve", "sieve.split": False},
+    "sieve_no_relabel": {"method": "sieve", "sieve.relabel": False},
+    "sieve_no_adversary": {
+        "method": "sieve",
+        "sieve.adversarial_epochs": 0,
+        "sieve.adversarial_batches": 0,
+    },
+}
+DEFAULT_METHODS = ("aft", "pbe", "sieve")
 
 
 @dataclass(frozen=True)
@@ -183,6 +194,8 @@ def collect(folder: Path, data: DataSet) -> list[dict[str, Any]]:
             row["der"] = der(before, after)
         if "auroc" in metrics.get("suspects", {}):
             row["auroc"] = metrics["suspects"]["auroc"]
+        if "backdoor" in metrics:
+            row["found"] = metrics["backdoor"]["found"]
         rows.append(row)
     return rows
 
@@ -246,7 +259,7 @@ def main() -> None:
     parser.add_argument("--data", choices=DATA, default="signs")
     parser.add_argument("--shards", type=Path, help="clean shards, in 'train' and 'test'")
     parser.add_argument("--only", nargs="*", default=[""], help="cases with this in their names")
-    parser.add_argument("--methods", choices=METHODS, nargs="*", default=list(METHODS))
+    parser.add_argument("--methods", choices=METHODS, nargs="*", default=DEFAULT_METHODS)
     parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of a cell")
     parser.add_argument("--device", default="auto")

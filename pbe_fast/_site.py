@@ -19,7 +19,15 @@ from pbe_fast.data.loader import ImageData, Quarantine
 from pbe_fast.data.mined import Mined
 from pbe_fast.data.shards import Sample
 from pbe_fast.device import Device
-from pbe_fast.erase import Place, make_pgd, score_shards
+from pbe_fast.erase import (
+    Activations,
+    Agreement,
+    Measure,
+    Outcome,
+    Place,
+    make_pgd,
+    score_shards,
+)
 from pbe_fast.erase.identify import Scores
 from pbe_fast.errors import ConfigError
 from pbe_fast.evaluate import Counts, count
@@ -155,6 +163,7 @@ class Site:
             place.subset,
             stage,
             self.device,
+            labels=place.labels,
             pgd=None if self.sets.mined else make_pgd(self.config.adversary),
             mined=self.sets.mined,
             seed=self.config.seed,
@@ -177,15 +186,24 @@ class Site:
             hooks.event({**line, **result.as_dict()})
 
     def score(
-        self, shards: Sequence[int], advance: Callable[[int], None]
+        self, look: str, shards: Sequence[int], advance: Callable[[int], None]
     ) -> Iterator[tuple[int, Scores]]:
         """See :func:`pbe_fast.erase.score_shards`."""
-        if self.sets.train is None:
+        data = self.sets.train
+        if data is None:
             raise ValueError("there is no training set to score")
+        infected, model = self.infected.eval(), self.model.eval()
+        measure: Measure
+        match look:
+            case "agreement":
+                measure = Agreement(infected, model)
+            case "outcome":
+                measure = Outcome(model)
+            case _:
+                measure = Activations(infected, self.device, data.size)
         return score_shards(
-            self.infected,
-            self.model,
-            self.sets.train,
+            measure,
+            data,
             self.device,
             shards,
             batch_size=self.config.eval_batch_size,

@@ -6,7 +6,7 @@ is an :class:`Executor`: this process (:class:`InProcess`), or a fleet.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -114,7 +114,7 @@ class InProcess:
     ) -> None:
         """See :class:`Executor`."""
         manifest = self.site.sets.some.manifest
-        for shard, scores in self.site.score(shards, progress.advance):
+        for shard, scores in self.site.score(files.look, shards, progress.advance):
             files.write(manifest, shard, scores)
             if stop():
                 raise StoppedError
@@ -174,35 +174,59 @@ class RunWorker:
         hooks = Hooks(self.run.event, checkpoint, self.run.logger.info, self.stop)
         self.executor.finetune(stage, place, hooks, self.progress, self.clock)
 
-    def score(self, place: Place) -> Scores | None:
+    def score(self, place: Place, look: Literal["agreement", "outcome"]) -> Scores | None:
         """See :class:`pbe_fast.erase.Worker`."""
         facts: dict[str, Any] = {"round": place.round, "subset": len(place.subset)}
         if self.tester.curve is not None:
             facts |= self._accuracy(True, self.tester.curve, "curve").as_dict()
         scores = None
         if self.sets.train is not None:
-            scores = self._scores(self.sets.train, place.round)
+            digest = tensors_digest(self.model.state_dict())
+            scores = self._scores(self.sets.train, look, f"round-{place.round}", digest)
             if self.sets.truth is not None:
-                area = auroc(scores, self.sets.truth)
+                area = auroc(scores if look == "agreement" else -scores[:, 0], self.sets.truth)
                 facts |= {} if area is None else {"auroc": area}
-                if self.config.method == "pbe":
-                    facts["subset_poisoned"] = int(self.sets.truth[place.subset].sum())
+                if self.config.method != "aft":
+                    own = place.subset
+                    if place.labels is not None:
+                        own = own[place.labels == self.sets.train.manifest.labels[own]]
+                    facts["subset_poisoned"] = int(self.sets.truth[own].sum())
         self.rounds.append(facts)
         return scores
 
-    def _scores(self, data: ImageData, round_index: int) -> Scores:
-        """All scores of a round, read from its files once each shard has one."""
+    def note(self, facts: Mapping[str, Any]) -> None:
+        """See :class:`pbe_fast.erase.Worker`."""
+        self.rounds[-1] |= facts
+
+    def activations(self) -> Scores:
+        """Of the infected model, on every training image; see :class:`Activations`."""
+        assert self.sets.train is not None
+        return self._scores(self.sets.train, "activations", "infected", "")
+
+    def _scores(
+        self,
+        data: ImageData,
+        look: Literal["activations", "agreement", "outcome"],
+        name: str,
+        digest: str,
+    ) -> Scores:
+        """What is told of all images, read from its files once each shard has one.
+
+        ``digest`` is that of the current weights, where they matter.
+        """
         manifest = data.manifest
         device = self.executor.device
         key = " ".join(
-            [self.inputs[0], tensors_digest(self.model.state_dict()), device.precision,
+            [self.inputs[0], digest, device.precision,
              device.layout, str(self.config.data.image_size), str(self.config.eval_batch_size)]
         )  # fmt: skip
-        files = ScoreFiles(self.run.path / SCORES_NAME / f"round-{round_index}", key)
+        files = ScoreFiles(self.run.path / SCORES_NAME / name, key, look)
         found = {shard: files.read(manifest, shard) for shard in range(len(manifest.shards))}
         missing = [shard for shard, scores in found.items() if scores is None]
         left = sum(manifest.shards[shard].samples for shard in missing)
-        self.progress.phase(f"score {round_index}", len(manifest), len(manifest) - left)
+        self.progress.phase(
+            f"score {name.removeprefix('round-')}", len(manifest), len(manifest) - left
+        )
         with self.clock.time("score", left):
             self.executor.score(files, missing, self.progress, self.stop)
         parts = []
@@ -231,6 +255,8 @@ class RunWorker:
         tensors = {f"model.{k}": v for k, v in self.model.state_dict().items()}
         tensors |= {f"momentum.{k}": v for k, v in place.position.momentum.items()}
         tensors["subset"] = torch.from_numpy(place.subset)
+        if place.labels is not None:
+            tensors["labels"] = torch.from_numpy(place.labels)
         self.run.save_state(
             tensors,
             {
@@ -260,12 +286,18 @@ class RunWorker:
         try:
             self.rounds = [dict(facts) for facts in header["rounds"]]
             self.infected_result = header["infected"]
-            place = Place(int(header["round"]), header["part"], _ids(tensors["subset"]), position)
+            subset = _ids(tensors["subset"])
+            labels = _ids(tensors["labels"]) if "labels" in tensors else None
+            place = Place(int(header["round"]), header["part"], subset, position, labels)
             last = place.subset[-1] if len(place.subset) else -1
             known = place.part in ("finetune", "score") and 0 <= place.round < rounds
             rising = place.subset[:1].min(initial=0) >= 0 and (np.diff(place.subset) > 0).all()
             if not (known and rising and 0 <= last < len(self.data.ids)):
                 raise ValueError("the round or the subset is impossible")
+            if labels is not None:
+                possible = (labels >= 0) & (labels < self.data.manifest.num_classes)
+                if len(labels) != len(subset) or not possible.all():
+                    raise ValueError("the labels are impossible")
         except (KeyError, TypeError, ValueError) as error:
             raise self.run.damaged(repr(error)) from error
         return place

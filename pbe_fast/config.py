@@ -34,6 +34,7 @@ __all__ = [
     "PoisonConfig",
     "PurifyConfig",
     "SgdConfig",
+    "SieveConfig",
     "TrainConfig",
     "load_config",
 ]
@@ -169,6 +170,22 @@ class PbeConfig(SgdConfig):
     adversarial_batches: int = Field(30, ge=0, description="of rounds after the first")
 
 
+class SieveConfig(SgdConfig):
+    """Sieve: progressive erasing after a split of the classes, without a clean set."""
+
+    lr: float = Field(0.05, gt=0, description="at the start of a round; falls to zero by a cosine")
+    epochs: int = Field(3, ge=1, description="of the rounds after the first")
+    initial_fraction: Fraction = Field(
+        0.2, gt=0, le=1, description="of each class, of what is beyond suspicion, in round 0"
+    )
+    initial_epochs: int = Field(5, ge=1, description="of round 0")
+    initial_lr: float = Field(0.1, gt=0, description="of round 0")
+    adversarial_epochs: int = Field(1, ge=0, description="first epochs of round 0")
+    adversarial_batches: int = Field(30, ge=0, description="of rounds after the first")
+    split: bool = Field(True, description="false, for comparison: a random first subset")
+    relabel: bool = Field(True, description="train suspects with the purified model's labels")
+
+
 class JobConfig(_Strict):
     """What training and purifying have in common."""
 
@@ -187,13 +204,14 @@ class JobConfig(_Strict):
 class PurifyConfig(JobConfig):
     """``pbe-fast purify``."""
 
-    method: Literal["auto", "aft", "pbe"] = Field(
+    method: Literal["auto", "aft", "pbe", "sieve"] = Field(
         "auto", description="auto: aft where data.clean is given, else pbe"
     )
     model: ModelConfig = ModelConfig()
     adversary: AdversaryConfig = AdversaryConfig()
     aft: AftConfig = AftConfig()
     pbe: PbeConfig = PbeConfig()
+    sieve: SieveConfig = SieveConfig()
 
 
 class MineConfig(_Strict):

@@ -1,10 +1,12 @@
 """The main job: an infected classifier in, a purified classifier and a list of suspects out."""
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from pbe_fast._jobs import (
     Tester,
@@ -22,7 +24,16 @@ from pbe_fast._worker import SCORES_NAME, Fleet, RunWorker, executor_on
 from pbe_fast.config import PurifyConfig
 from pbe_fast.data.loader import Quarantine
 from pbe_fast.device import choose_device
-from pbe_fast.erase import Place, Round, aft_stage, pbe_rounds, run_rounds
+from pbe_fast.erase import (
+    Place,
+    Round,
+    Sieve,
+    Split,
+    aft_stage,
+    pbe_rounds,
+    run_rounds,
+    split_classes,
+)
 from pbe_fast.errors import ConfigError
 from pbe_fast.mine import mined_otherwise
 from pbe_fast.models import save_model
@@ -97,12 +108,15 @@ def purify(
             if state is None:
                 first = worker.whole_test(False, "infected: ACC, ASR")
                 worker.infected_result = first.as_dict() if first else None
-                place = Place(0, "finetune", worker.first_ids())
+            sieve = _sieve(config, worker) if config.method == "sieve" else None
+            rounds = _rounds(config, sieve)
+            if state is None:
+                place = Place(0, "finetune", sieve.first() if sieve else worker.first_ids())
                 worker.save(place)
             else:
-                place = worker.restore(*state, len(_rounds(config)))
+                place = worker.restore(*state, len(rounds))
                 log.info("going on in round %d, %s", place.round, place.part)
-            scores = run_rounds(_rounds(config), worker, place, worker.save)
+            scores, place = run_rounds(rounds, worker, place, worker.save)
             save_model(model, out / PURIFIED_NAME)
             purified = worker.whole_test(True, "purified: ACC, ASR")
         metrics: dict[str, Any] = {
@@ -113,6 +127,9 @@ def purify(
             **({"purified": purified.as_dict()} if purified else {}),
             "rounds": worker.rounds,
         }
+        if sieve is not None and scores is not None:
+            metrics["backdoor"] = _backdoor(worker.rounds[0]["classes"])
+            scores = sieve.ranking(scores, place)
         if scores is not None and sets.train is not None:
             write_suspects(out / SUSPECTS_NAME, sets.train.manifest, scores, sets.truth)
             metrics["suspects"] = suspect_metrics(scores, sets.truth)
@@ -137,15 +154,32 @@ def _resolve_method(config: PurifyConfig) -> PurifyConfig:
         method = "aft" if config.data.clean else "pbe"
     if method == "aft" and config.data.clean is None:
         raise ConfigError("method aft needs clean images with correct labels: give data.clean.")
-    if method == "pbe" and config.data.train is None:
-        raise ConfigError("method pbe needs the training set: give data.train.")
+    if method in ("pbe", "sieve") and config.data.train is None:
+        raise ConfigError(f"method {method} needs the training set: give data.train.")
     if config.data.truth is not None and config.data.train is None:
         raise ConfigError("data.truth is about the training set: give data.train too.")
     return config.model_copy(update={"method": method})
 
 
-def _rounds(config: PurifyConfig) -> list[Round]:
-    augment = augment_for(config.data)
+def _sieve(config: PurifyConfig, worker: RunWorker) -> Sieve:
+    manifest = worker.data.manifest
+    labels = manifest.labels
+    split = Split(np.zeros(len(labels), np.float32), ())
+    if config.sieve.split:
+        split = split_classes(worker.activations(), labels)
+    return Sieve(labels, manifest.num_classes, split, config.sieve, config.seed)
+
+
+def _rounds(config: PurifyConfig, sieve: Sieve | None) -> list[Round]:
+    augment, flip = augment_for(config.data), config.data.flip
+    if sieve is not None:
+        return sieve.rounds(augment, flip)
     if config.method == "aft":
-        return [Round(aft_stage(config.aft, augment, config.data.flip), None)]
-    return pbe_rounds(config.pbe, augment, config.data.flip)
+        return [Round(aft_stage(config.aft, augment, flip), "agreement", None)]
+    return pbe_rounds(config.pbe, augment, flip)
+
+
+def _backdoor(classes: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What the verdicts of Sieve say of the model as a whole."""
+    labels = [facts["label"] for facts in classes if facts["poisoned"] != "none"]
+    return {"found": bool(labels), "labels": labels}

@@ -114,6 +114,7 @@ def fit(
     stage: Stage,
     device: Device,
     *,
+    labels: Ids | None = None,
     pgd: PGD | None,
     mined: Mined | None = None,
     seed: int,
@@ -135,7 +136,8 @@ def fit(
 
     Args:
         model: on the device; left in eval mode.
-        data, ids: the images to train on, with the labels of their manifest.
+        data, ids: the images to train on, rising.
+        labels: of these images; None takes those of the manifest.
         pgd: the adversary; this or ``mined`` is needed where the stage has adversarial batches.
         mined: examples of ``data``, taken in adversarial batches instead of mining.
         checkpoint: called between batches when ``checkpoint_seconds`` have passed.
@@ -197,7 +199,10 @@ def fit(
                 if images_seen < 2:  # batch norm needs two; a last batch of one teaches nothing
                     progress.advance(images_seen)
                     continue
-                labels = batch.labels.to(device.torch)
+                targets = batch.labels
+                if labels is not None:
+                    targets = torch.from_numpy(labels[np.searchsorted(ids, batch.ids.numpy())])
+                targets = targets.to(device.torch)
                 # Dropout draws from torch's own generator, which a new start would not have kept.
                 torch.manual_seed(_batch_seed(seed, stage.round, epoch, index) + share.rank)
                 adversarial = stage.is_adversarial(epoch, index)
@@ -208,13 +213,13 @@ def fit(
                         )
                     # The random start depends on the sample, the epoch and the round.
                     attack_seed = _batch_seed(seed, stage.round, epoch, _START)
-                    images = _mined(miner, batch, labels, attack_seed)
+                    images = _mined(miner, batch, targets, attack_seed)
                 else:
                     images = device.images(batch.images)
                 with device.autocast():
                     logits = model(images)
                 model.zero_grad(set_to_none=True)
-                loss, correct = _backward(model, logits, labels, share)
+                loss, correct = _backward(model, logits, targets, share)
                 optimizer.step(stage.lr_at((epoch + index / per_epoch) / stage.epochs))
                 ended = time.perf_counter()
                 kind = "finetune_adversarial" if adversarial else "finetune"

@@ -121,7 +121,7 @@ class Scorer:
     ) -> tuple[int, Damage]:
         self._take(version, weights)
         manifest = self.site.sets.some.manifest
-        for index, scores in self.site.score([shard], lambda _: None):
+        for index, scores in self.site.score(files.look, [shard], lambda _: None):
             files.write(manifest, index, scores)
         count_images("score", manifest.shards[shard].samples)
         return manifest.shards[shard].samples, noted(self.site)

@@ -49,7 +49,7 @@ def _file(folder: Path, text: str) -> Path:
         (PurifyConfig, "adversary.eps255", "adversary.eps_255"),
         (PurifyConfig, "data.images_size", "data.image_size"),
         (PurifyConfig, "image_size", "data.image_size"),
-        (PurifyConfig, "lr", "aft.lr or pbe.lr"),
+        (PurifyConfig, "lr", "aft.lr or pbe.lr or sieve.lr"),
         (PurifyConfig, "sed", "seed"),
         (PurifyConfig, "modle", "model"),
         (PurifyConfig, "checkpoint", "model.checkpoint"),

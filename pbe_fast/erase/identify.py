@@ -5,11 +5,14 @@ disagree on poisoned ones, so images are ranked by the cosine of the two models'
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from kernels import agreement
 from pbe_fast.data.loader import Batch, ImageData
@@ -17,15 +20,58 @@ from pbe_fast.device import Device
 from pbe_fast.errors import DivergenceError
 from pbe_fast.memory import in_parts
 
-__all__ = ["score_shards", "select_top"]
+__all__ = ["Agreement", "Measure", "Outcome", "score_shards", "select_top"]
 
 Ids = npt.NDArray[np.int64]
-Scores = npt.NDArray[np.float32]
+Scores = npt.NDArray[Any]  # floating
+
+
+class Measure(Protocol):
+    """What is told of every image."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of what is told of one image."""
+
+    @property
+    def dtype(self) -> npt.DTypeLike:
+        """Of what is told, as NumPy has it."""
+
+    def __call__(self, images: Tensor, labels: Tensor) -> Tensor:
+        """Of images ``(n, 3, H, W)`` on the device, within the device's autocast."""
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """The cosine of two models' logits in [-1, 1], high for clean (PBE, section 4.2)."""
+
+    infected: nn.Module
+    current: nn.Module
+    shape: tuple[int, ...] = ()
+    dtype: npt.DTypeLike = np.float32
+
+    def __call__(self, images: Tensor, labels: Tensor) -> Tensor:
+        """See :class:`Measure`."""
+        return agreement(self.infected(images), self.current(images), labels)[0]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a model makes of an image: the loss of its label in nats, and the likeliest label."""
+
+    current: nn.Module
+    shape: tuple[int, ...] = (2,)
+    dtype: npt.DTypeLike = np.float32
+
+    def __call__(self, images: Tensor, labels: Tensor) -> Tensor:
+        """See :class:`Measure`."""
+        logits = self.current(images).float()
+        losses = functional.cross_entropy(logits, labels, reduction="none")
+        return torch.stack([losses, logits.argmax(1).float()], 1)
 
 
 def score_shards(
-    infected: nn.Module,
-    current: nn.Module,
+    measure: Measure,
     data: ImageData,
     device: Device,
     shards: Sequence[int],
@@ -33,18 +79,18 @@ def score_shards(
     batch_size: int,
     advance: Callable[[int], None],
 ) -> Iterator[tuple[int, Scores]]:
-    """The agreement of two models on every image of some shards, without augmentation.
+    """Measure every image of some shards, without augmentation.
 
     No batch crosses the end of a shard, so that a shard's scores do not depend on who scores it
     nor on what else is scored.
 
     Args:
+        measure: its models are on the device, in eval mode.
         shards: indices into ``data.manifest.shards``.
         advance: told how many more images are done.
 
     Yields:
-        a shard and its scores, ``(samples,)`` float32 in [-1, 1], high for clean; NaN where an
-        image is undecodable.
+        a shard and its scores, ``(samples, *measure.shape)``; NaN where an image is undecodable.
 
     Raises:
         DivergenceError: a model's logits are not finite.
@@ -52,19 +98,18 @@ def score_shards(
     """
     manifest = data.manifest
     bounds = np.searchsorted(manifest.shard_index, np.arange(len(manifest.shards) + 1))
-    infected.eval()
-    current.eval()
     for shard in shards:
         data.require_unchanged(shard)
         first = int(bounds[shard])
         ids = np.arange(first, bounds[shard + 1], dtype=np.int64)
-        scores = np.full(len(ids), np.nan, np.float32)
+        scores = np.full((len(ids), *measure.shape), np.nan, measure.dtype)
         for batch in data.read(ids, batch_size):
             if not len(batch.ids):  # all undecodable; some models cannot take an empty batch
                 continue
-            found = _cosines(infected, current, device, batch)
-            if np.isnan(found).any():
-                where = manifest.describe(int(batch.ids[int(np.isnan(found).argmax())]))
+            found = _measured(measure, device, batch)
+            wrong = ~np.isfinite(found).reshape(len(found), -1).all(1)
+            if wrong.any():
+                where = manifest.describe(int(batch.ids[int(wrong.argmax())]))
                 raise DivergenceError(
                     f"{where}: a model's logits are not finite, so the image cannot be scored. "
                     "Check the model, or lower the learning rate."
@@ -74,12 +119,11 @@ def score_shards(
         yield shard, scores
 
 
-def _cosines(infected: nn.Module, current: nn.Module, device: Device, batch: Batch) -> Scores:
+def _measured(measure: Measure, device: Device, batch: Batch) -> Scores:
     def work(part: slice) -> Tensor:
         images = device.images(batch.images[part])
         with torch.inference_mode(), device.autocast():
-            first, second = infected(images), current(images)
-            return agreement(first, second, batch.labels[part].to(device.torch))[0]
+            return measure(images, batch.labels[part].to(device.torch))
 
     found: Scores = in_parts(len(batch.ids), work).cpu().numpy()
     return found

@@ -5,9 +5,10 @@ a :class:`Worker`: one process here, a fleet elsewhere. AFT is the same driver w
 the clean set.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from functools import partial
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -18,27 +19,55 @@ from pbe_fast.erase.identify import Scores, select_top
 from pbe_fast.randomness import permutation
 from pbe_fast.training import Position, Stage
 
-__all__ = ["Place", "Round", "Worker", "first_subset", "pbe_rounds", "run_rounds"]
+__all__ = ["Place", "Round", "Selection", "Worker", "first_subset", "pbe_rounds", "run_rounds"]
 
 Ids = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
-class Round:
-    """One round: a stage, and what share of the training set the next round trains on."""
-
-    stage: Stage
-    keep_next: float | None
-
-
-@dataclass(frozen=True)
 class Place:
-    """Where a purification stands; with the current weights, all that a new start needs."""
+    """Where a purification stands; with the current weights, all that a new start needs.
+
+    Attributes:
+        subset: rising ids of what the round trains on.
+        labels: of the subset, as it is trained; None for those of the training set.
+    """
 
     round: int
     part: Literal["finetune", "score"]
     subset: Ids
     position: Position = field(default_factory=Position)
+    labels: Ids | None = None
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What the next round trains on.
+
+    Attributes:
+        ids: rising.
+        labels: of them; None for those of the training set.
+        facts: to be kept with the round that they come from.
+    """
+
+    ids: Ids
+    labels: Ids | None = None
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Round:
+    """One round.
+
+    Attributes:
+        stage: of fine-tuning.
+        look: what is told of every training image after it (:mod:`pbe_fast.erase.identify`).
+        select: the next round's subset, from that and from the place of this one; None at the end.
+    """
+
+    stage: Stage
+    look: Literal["agreement", "outcome"]
+    select: Callable[[Scores, Place], Selection] | None
 
 
 class Worker(Protocol):
@@ -47,11 +76,14 @@ class Worker(Protocol):
     def finetune(self, stage: Stage, place: Place) -> None:
         """Train on ``place.subset`` from ``place.position`` to the end of the stage."""
 
-    def score(self, place: Place) -> Scores | None:
-        """Agreement of the infected and the current model on every training image.
+    def score(self, place: Place, look: Literal["agreement", "outcome"]) -> Scores | None:
+        """What is told of every training image.
 
         None where there is no training set to score (AFT with a clean set alone).
         """
+
+    def note(self, facts: Mapping[str, Any]) -> None:
+        """Keep facts with what is known of the round that was scored last."""
 
 
 def pbe_rounds(config: PbeConfig, augment: Augment, flip: bool) -> list[Round]:
@@ -68,10 +100,15 @@ def pbe_rounds(config: PbeConfig, augment: Augment, flip: bool) -> list[Round]:
                 adversarial_epochs=config.epochs if index == 0 else 0,
                 adversarial_batches=config.adversarial_batches,
             ),
-            keep_next,
+            "agreement",
+            None if keep_next is None else partial(_top, keep_next),
         )
         for index, keep_next in enumerate(keep)
     ]
+
+
+def _top(share: float, scores: Scores, _: Place) -> Selection:
+    return Selection(select_top(scores, share))
 
 
 def first_subset(count: int, fraction: float, seed: int) -> Ids:
@@ -82,7 +119,7 @@ def first_subset(count: int, fraction: float, seed: int) -> Ids:
 
 def run_rounds(
     rounds: list[Round], worker: Worker, place: Place, save: Callable[[Place], None]
-) -> Scores | None:
+) -> tuple[Scores | None, Place]:
     """Run the rounds from ``place`` on.
 
     Args:
@@ -90,17 +127,20 @@ def run_rounds(
             with the worker's weights, is enough to go on from there.
 
     Returns:
-        the scores after the last round, the suspects' ranking; None without a training set.
+        what was told of the training set after the last round, None without one; and the place of
+        that round.
     """
     scores: Scores | None = None
     for index in range(place.round, len(rounds)):
         if place.part == "finetune":
             worker.finetune(rounds[index].stage, place)
-            place = Place(index, "score", place.subset)
+            place = Place(index, "score", place.subset, labels=place.labels)
             save(place)
-        scores = worker.score(place)
-        keep = rounds[index].keep_next
-        if keep is not None and scores is not None:
-            place = Place(index + 1, "finetune", select_top(scores, keep))
+        scores = worker.score(place, rounds[index].look)
+        select = rounds[index].select
+        if select is not None and scores is not None:
+            chosen = select(scores, place)
+            worker.note(chosen.facts)
+            place = Place(index + 1, "finetune", chosen.ids, labels=chosen.labels)
             save(place)
-    return scores
+    return scores, place

@@ -7,8 +7,8 @@ the same bytes, so it does not matter who wrote it, how often, or whether anybod
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal
 
-import numpy as np
 import numpy.typing as npt
 import torch
 from safetensors import SafetensorError, safe_open
@@ -19,7 +19,7 @@ from pbe_fast.data.manifest import Manifest
 
 __all__ = ["ScoreFiles"]
 
-Scores = npt.NDArray[np.float32]
+Scores = npt.NDArray[Any]  # floating
 
 _KEY = "pbe_fast_scores_of"
 _DIGEST = "pbe_fast_sha256"
@@ -33,17 +33,19 @@ class ScoreFiles:
         folder: where they lie; with several machines all of them must see it.
         key: stands for everything that scores depend on besides the shard: both models and how
             they are run.
+        look: what is told of the images.
     """
 
     folder: Path
     key: str
+    look: Literal["activations", "agreement", "outcome"] = "agreement"
 
     def path(self, shard: int) -> Path:
         """The file of a shard."""
         return self.folder / f"{shard:06}.safetensors"
 
     def write(self, manifest: Manifest, shard: int, scores: Scores) -> None:
-        """Keep a shard's scores, ``(samples,)`` float32."""
+        """Keep a shard's scores, ``(samples, ...)``."""
         content = {"scores": torch.from_numpy(scores)}
         metadata = {_KEY: self._key(manifest, shard), _DIGEST: _digest(scores)}
         write_bytes(self.path(shard), save(content, metadata=metadata), shared=True)
@@ -60,7 +62,7 @@ class ScoreFiles:
         return scores if whole and metadata.get(_KEY) == self._key(manifest, shard) else None
 
     def _key(self, manifest: Manifest, shard: int) -> str:
-        return f"{self.key} {manifest.shards[shard].sha256}"
+        return f"{self.look} {self.key} {manifest.shards[shard].sha256}"
 
 
 def _digest(scores: Scores) -> str:

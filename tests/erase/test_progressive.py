@@ -1,5 +1,8 @@
 """The driver against a worker that only takes notes, and the numbers of the paper."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -30,15 +33,20 @@ class Notes:
         self.done.append(("finetune", stage.round, len(place.subset)))
         self.positions.append(place.position)
 
-    def score(self, place: Place) -> np.ndarray:
+    def score(self, place: Place, look: str) -> np.ndarray:
+        assert look == "agreement"
         self.done.append(("score", place.round, len(place.subset)))
         return np.arange(COUNT, dtype=np.float32)
+
+    def note(self, facts: Mapping[str, Any]) -> None:
+        assert not facts
 
 
 def test_pbe_runs_the_rounds_of_the_paper() -> None:
     worker, saved = Notes(), []
     start = Place(0, "finetune", first_subset(COUNT, 0.05, seed=0))
-    scores = run_rounds(pbe_rounds(PbeConfig(), "none", False), worker, start, saved.append)
+    scores, last = run_rounds(pbe_rounds(PbeConfig(), "none", False), worker, start, saved.append)
+    assert last is saved[-1]
     assert worker.done == [
         ("finetune", 0, 50), ("score", 0, 50),
         ("finetune", 1, 200), ("score", 1, 200),

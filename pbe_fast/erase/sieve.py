@@ -1,0 +1,221 @@
+"""Sieve: progressive erasing that does not need to begin with clean images.
+
+PBE (Mu et al., CVPR 2023) begins with a random subset, whose poison can teach the backdoor back,
+and ranks images by how much purification changed their logits, which fails where purification did.
+Sieve keeps its loop, adversarial fine-tuning on what is trusted and looking again, and changes what
+is trusted:
+
+1. *Split.* Classes whose images fall into two clusters in the infected model's activations are
+   found (:mod:`pbe_fast.erase.split`). Nothing in them tells which cluster is poisoned, or whether
+   either is: photographs of one sign form clusters, too.
+2. *Round 0* fine-tunes, adversarially at first, on a share of each class without what was split
+   off: the smaller cluster, or the whole class where the smaller one is too large to be outvoted
+   and few classes are like that.
+3. *Verdict.* The model of round 0 has not learned the label of what was left out. If it gives that
+   label nevertheless, the cluster was natural. Poisoned images it sees as what they show: another
+   label for most of them, and many different ones where a trigger brought them in from many
+   classes.
+4. *Round 1* fine-tunes on all that is trusted now, *round 2* also on the suspects, with the labels
+   that the model of round 1 gives them: triggered images with what they show are what unlearns a
+   trigger best.
+"""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pbe_fast.config import SieveConfig
+from pbe_fast.data.augment import Augment
+from pbe_fast.erase.identify import Scores
+from pbe_fast.erase.progressive import Place, Round, Selection, first_subset
+from pbe_fast.erase.split import ClassSplit, Split
+from pbe_fast.randomness import permutation
+from pbe_fast.training import Stage
+
+__all__ = ["Sieve"]
+
+Ids = npt.NDArray[np.int64]
+Mask = npt.NDArray[np.bool_]
+
+_OUTVOTED = 0.15  # of a class; a smaller cluster up to this may be left out alone
+_MOST_WHOLE = 1 / 3  # of all classes may be left out as a whole
+_LEAST = 20  # images of a class in round 0, where it has so many
+_DISAGREE = 0.5  # of a cluster, with its label, to be poisoned
+_DIVERSE = 1.5  # times as many labels, effectively
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the model of round 0 says of a class that fell apart.
+
+    Attributes:
+        split: the class.
+        whole: whether all of it was left out of round 0.
+        measured: of the smaller and the larger cluster, the share that gets another label, or where
+            all was left out the number of different labels (e to the power of their entropy).
+        poisoned: ``smaller``, ``larger``, or ``none``.
+    """
+
+    split: ClassSplit
+    whole: bool
+    measured: tuple[float, float]
+    poisoned: str
+
+
+class Sieve:
+    """The decisions of the method; everything is a pure function of what is given here.
+
+    Args:
+        labels: ``(N,)`` of the training set.
+        num_classes: K.
+        split: of the training set.
+    """
+
+    def __init__(
+        self,
+        labels: npt.NDArray[np.integer],
+        num_classes: int,
+        split: Split,
+        config: SieveConfig,
+        seed: int,
+    ) -> None:
+        self.labels, self.num_classes = labels.astype(np.int64), num_classes
+        self.split, self.config, self.seed = split, config, seed
+        self._known = ~np.isnan(split.log_odds)
+        self._second = split.log_odds > 0
+        large = [c.label for c in split.classes if c.share > _OUTVOTED]
+        few = len(large) <= _MOST_WHOLE * num_classes
+        self._whole = set(large) if few else set()
+
+    def rounds(self, augment: Augment, flip: bool) -> list[Round]:
+        """Round 0 on a share, round 1 on all that is trusted, round 2 with suspects relabelled."""
+        config = self.config
+
+        def stage(index: int) -> Stage:
+            first = {"epochs": config.initial_epochs, "lr": config.initial_lr} if not index else {}
+            return Stage.of(
+                config.model_copy(update=first),
+                name=f"round {index}",
+                round=index,
+                schedule="cosine",
+                augment=augment,
+                flip=flip,
+                adversarial_epochs=0 if index else config.adversarial_epochs,
+                adversarial_batches=config.adversarial_batches if index else 0,
+            )
+
+        rounds = [Round(stage(0), "outcome", self.trusted), Round(stage(1), "outcome", None)]
+        if config.relabel:
+            rounds[1] = Round(stage(1), "outcome", self.relabelled)
+            rounds.append(Round(stage(2), "outcome", None))
+        return rounds
+
+    def first(self) -> Ids:
+        """The subset of round 0."""
+        share = self.config.initial_fraction
+        if not self.config.split:
+            return first_subset(len(self.labels), share, self.seed)
+        chosen = []
+        for label in np.unique(self.labels):
+            ids = np.flatnonzero((self.labels == label) & self._known & ~self._left_out(label))
+            count = max(min(_LEAST, len(ids)), round(share * len(ids)))
+            order = permutation(len(ids), self.seed, "first subset", int(label))
+            chosen.append(ids[order[:count]])
+        return np.sort(np.concatenate(chosen)).astype(np.int64)
+
+    def _left_out(self, label: int) -> Mask:
+        return self._second | (int(label) in self._whole)
+
+    def verdicts(self, outcome: Scores) -> list[Verdict]:
+        """Of each class that fell apart, by the model of round 0.
+
+        Args:
+            outcome: ``(N, 2)``, see :class:`pbe_fast.erase.identify.Outcome`.
+        """
+        verdicts = []
+        for split in self.split.classes:
+            whole = split.label in self._whole
+            seen = [outcome[mask, 1] for mask in self._clusters(split.label)]
+            if whole:
+                small, large = (_effective(labels, self.num_classes) for labels in seen)
+                poisoned = "none"
+                if small > _DIVERSE * large:
+                    poisoned = "smaller"
+                elif large > _DIVERSE * small:
+                    poisoned = "larger"
+            else:
+                small, large = (float((labels != split.label).mean()) for labels in seen)
+                poisoned = "smaller" if small > _DISAGREE else "none"
+            verdicts.append(Verdict(split, whole, (small, large), poisoned))
+        return verdicts
+
+    def _clusters(self, label: int) -> tuple[Mask, Mask]:
+        here = (self.labels == label) & self._known
+        return here & self._second, here & ~self._second
+
+    def trusted(self, outcome: Scores, place: Place) -> Selection:
+        """All images but the poisoned clusters."""
+        suspects = ~self._known
+        verdicts = self.verdicts(outcome) if self.config.split else []
+        for verdict in verdicts:
+            small, large = self._clusters(verdict.split.label)
+            if verdict.poisoned != "none":
+                suspects |= small if verdict.poisoned == "smaller" else large
+        if not self.config.split:
+            suspects |= outcome[:, 1] != self.labels
+        facts: dict[str, Any] = {
+            "classes": [{**asdict(v.split), **_without_split(v)} for v in verdicts],
+            "suspects": int((suspects & self._known).sum()),
+        }
+        return Selection(np.flatnonzero(~suspects), facts=facts)
+
+    def relabelled(self, outcome: Scores, place: Place) -> Selection:
+        """The trusted images, and the suspects that the model takes for something else.
+
+        Where it gives most suspects of a class their own label by now, they are trusted, too.
+        """
+        labels = self.labels.copy()
+        suspects = self.suspects(place)
+        seen = np.where(self._known, np.nan_to_num(outcome[:, 1]), 0).astype(np.int64)
+        for label in np.unique(labels[suspects]):
+            here = suspects & (labels == label)
+            if (seen[here] == label).mean() > _DISAGREE:
+                suspects &= ~here
+        changed = suspects & (seen != labels)
+        labels[changed] = seen[changed]
+        ids = np.flatnonzero(changed | (self._known & ~suspects))
+        facts = {"suspects": int(suspects.sum()), "relabelled": int(changed.sum())}
+        return Selection(ids, labels[ids], facts)
+
+    def suspects(self, place: Place) -> Mask:
+        """The images that the last round did not train with their own label."""
+        suspects = self._known.copy()
+        own = place.subset
+        if place.labels is not None:
+            own = own[place.labels == self.labels[own]]
+        suspects[own] = False
+        return suspects
+
+    def ranking(self, outcome: Scores, place: Place) -> Scores:
+        """``(N,)``, high for clean: the negative loss of the label, suspects below the rest."""
+        score = -outcome[:, 0]
+        return np.where(self.suspects(place), score - 100.0, score).astype(np.float32)
+
+
+def _effective(seen: npt.NDArray[np.floating], num_classes: int) -> float:
+    """How many different labels; 1 where all are the same."""
+    share = np.bincount(seen.astype(np.int64), minlength=num_classes) / max(1, len(seen))
+    share = share[share > 0]
+    return float(np.exp(-(share * np.log(share)).sum()))
+
+
+def _without_split(verdict: Verdict) -> dict[str, Any]:
+    small, large = verdict.measured
+    return {
+        "whole": verdict.whole,
+        "smaller": small,
+        "larger": large,
+        "poisoned": verdict.poisoned,
+    }
