@@ -36,11 +36,7 @@ METHODS: dict[str, dict[str, Any]] = {
     # The ablation of Sieve.
     "sieve_no_split": {"method": "sieve", "sieve.split": False},
     "sieve_no_relabel": {"method": "sieve", "sieve.relabel": False},
-    "sieve_no_adversary": {
-        "method": "sieve",
-        "sieve.adversarial_epochs": 0,
-        "sieve.adversarial_batches": 0,
-    },
+    "sieve_no_adversary": {"method": "sieve", "sieve.adversarial_epochs": 0},
 }
 DEFAULT_METHODS = ("aft", "pbe", "sieve")
 

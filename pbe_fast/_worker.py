@@ -149,7 +149,8 @@ class RunWorker:
         stop: Callable[[], bool],
         accept_changes: bool = False,
     ) -> None:
-        self.config, self.sets, self.model = site.config, site.sets, site.model
+        self.config, self.sets = site.config, site.sets
+        self.infected, self.model = site.infected, site.model
         self.tester, self.data = site.tester, site.data
         self.run, self.executor = run, executor
         self.progress, self.stop, self.accept_changes = progress, stop, accept_changes
@@ -164,6 +165,10 @@ class RunWorker:
         aft = self.config.method == "aft"
         share = self.config.data.clean_fraction if aft else self.config.pbe.initial_fraction
         return first_subset(len(self.data.manifest), share, self.config.seed)
+
+    def restart(self) -> None:
+        """See :class:`pbe_fast.erase.Worker`."""
+        self.model.load_state_dict(self.infected.state_dict())
 
     def finetune(self, stage: Stage, place: Place) -> None:
         """See :class:`pbe_fast.erase.Worker`."""

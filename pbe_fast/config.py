@@ -174,14 +174,13 @@ class SieveConfig(SgdConfig):
     """Sieve: progressive erasing after a split of the classes, without a clean set."""
 
     lr: float = Field(0.05, gt=0, description="at the start of a round; falls to zero by a cosine")
-    epochs: int = Field(3, ge=1, description="of the rounds after the first")
+    epochs: int = Field(2, ge=1, description="of each round after the first")
     initial_fraction: Fraction = Field(
         0.2, gt=0, le=1, description="of each class, of what is beyond suspicion, in round 0"
     )
     initial_epochs: int = Field(5, ge=1, description="of round 0")
     initial_lr: float = Field(0.1, gt=0, description="of round 0")
     adversarial_epochs: int = Field(1, ge=0, description="first epochs of round 0")
-    adversarial_batches: int = Field(30, ge=0, description="of rounds after the first")
     split: bool = Field(True, description="false, for comparison: a random first subset")
     relabel: bool = Field(True, description="train suspects with the purified model's labels")
 

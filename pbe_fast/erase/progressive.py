@@ -63,15 +63,20 @@ class Round:
         stage: of fine-tuning.
         look: what is told of every training image after it (:mod:`pbe_fast.erase.identify`).
         select: the next round's subset, from that and from the place of this one; None at the end.
+        fresh: whether it begins with the infected model's weights again.
     """
 
     stage: Stage
     look: Literal["agreement", "outcome"]
     select: Callable[[Scores, Place], Selection] | None
+    fresh: bool = False
 
 
 class Worker(Protocol):
     """Executes units of work on the current weights, which it holds."""
+
+    def restart(self) -> None:
+        """Take the infected model's weights for the current ones."""
 
     def finetune(self, stage: Stage, place: Place) -> None:
         """Train on ``place.subset`` from ``place.position`` to the end of the stage."""
@@ -133,6 +138,8 @@ def run_rounds(
     scores: Scores | None = None
     for index in range(place.round, len(rounds)):
         if place.part == "finetune":
+            if rounds[index].fresh and not (place.position.epoch or place.position.batch):
+                worker.restart()
             worker.finetune(rounds[index].stage, place)
             place = Place(index, "score", place.subset, labels=place.labels)
             save(place)

@@ -15,9 +15,12 @@ is trusted:
    label nevertheless, the cluster was natural. Poisoned images it sees as what they show: another
    label for most of them, and many different ones where a trigger brought them in from many
    classes.
-4. *Round 1* fine-tunes on all that is trusted now, *round 2* also on the suspects, with the labels
-   that the model of round 1 gives them: triggered images with what they show are what unlearns a
-   trigger best.
+4. *Round 1* begins with the infected model's weights again, which are more accurate, and trains on
+   all that is trusted, and on the suspects with the labels that the model of round 0 gives them:
+   triggered images with what they show are what unlearns a trigger best.
+5. *Round 2* goes on with the labels that the model of round 1 gives. In a poisoned class an image
+   that it takes for something else has become suspect, too; clusters that it gives their own label
+   are trusted again.
 """
 
 from dataclasses import asdict, dataclass
@@ -90,7 +93,7 @@ class Sieve:
         self._whole = set(large) if few else set()
 
     def rounds(self, augment: Augment, flip: bool) -> list[Round]:
-        """Round 0 on a share, round 1 on all that is trusted, round 2 with suspects relabelled."""
+        """Round 0 on a share of what is trusted, rounds 1 and 2 on all of it and the suspects."""
         config = self.config
 
         def stage(index: int) -> Stage:
@@ -103,14 +106,13 @@ class Sieve:
                 augment=augment,
                 flip=flip,
                 adversarial_epochs=0 if index else config.adversarial_epochs,
-                adversarial_batches=config.adversarial_batches if index else 0,
             )
 
-        rounds = [Round(stage(0), "outcome", self.trusted), Round(stage(1), "outcome", None)]
-        if config.relabel:
-            rounds[1] = Round(stage(1), "outcome", self.relabelled)
-            rounds.append(Round(stage(2), "outcome", None))
-        return rounds
+        return [
+            Round(stage(0), "outcome", self.judged),
+            Round(stage(1), "outcome", self.judged_again, fresh=True),
+            Round(stage(2), "outcome", None),
+        ]
 
     def first(self) -> Ids:
         """The subset of round 0."""
@@ -155,39 +157,36 @@ class Sieve:
         here = (self.labels == label) & self._known
         return here & self._second, here & ~self._second
 
-    def trusted(self, outcome: Scores, place: Place) -> Selection:
-        """All images but the poisoned clusters."""
-        suspects = ~self._known
+    def judged(self, outcome: Scores, place: Place) -> Selection:
+        """After round 0: the clusters that are poisoned are suspect."""
+        suspects = np.zeros(len(self.labels), bool)
         verdicts = self.verdicts(outcome) if self.config.split else []
         for verdict in verdicts:
             small, large = self._clusters(verdict.split.label)
             if verdict.poisoned != "none":
                 suspects |= small if verdict.poisoned == "smaller" else large
         if not self.config.split:
-            suspects |= outcome[:, 1] != self.labels
-        facts: dict[str, Any] = {
-            "classes": [{**asdict(v.split), **_without_split(v)} for v in verdicts],
-            "suspects": int((suspects & self._known).sum()),
-        }
-        return Selection(np.flatnonzero(~suspects), facts=facts)
+            suspects = self._known & (outcome[:, 1] != self.labels)
+        return self._selection(suspects, outcome, classes=[_facts(v) for v in verdicts])
 
-    def relabelled(self, outcome: Scores, place: Place) -> Selection:
-        """The trusted images, and the suspects that the model takes for something else.
-
-        Where it gives most suspects of a class their own label by now, they are trusted, too.
-        """
-        labels = self.labels.copy()
+    def judged_again(self, outcome: Scores, place: Place) -> Selection:
+        """After round 1, class by class, with a model that has learned all labels."""
         suspects = self.suspects(place)
-        seen = np.where(self._known, np.nan_to_num(outcome[:, 1]), 0).astype(np.int64)
-        for label in np.unique(labels[suspects]):
-            here = suspects & (labels == label)
-            if (seen[here] == label).mean() > _DISAGREE:
-                suspects &= ~here
-        changed = suspects & (seen != labels)
-        labels[changed] = seen[changed]
+        differs = self._known & (outcome[:, 1] != self.labels)
+        for label in np.unique(self.labels[suspects]):
+            here = self.labels == label
+            poisoned = differs[suspects & here].mean() > _DISAGREE
+            suspects[here] = (suspects | differs)[here] if poisoned else False
+        return self._selection(suspects, outcome)
+
+    def _selection(self, suspects: Mask, outcome: Scores, **facts: Any) -> Selection:
+        """What is trusted, and the suspects with the labels that they get, where those differ."""
+        labels = self.labels.copy()
+        changed = suspects & (outcome[:, 1] != labels) & self.config.relabel
+        labels[changed] = outcome[changed, 1].astype(np.int64)
         ids = np.flatnonzero(changed | (self._known & ~suspects))
-        facts = {"suspects": int(suspects.sum()), "relabelled": int(changed.sum())}
-        return Selection(ids, labels[ids], facts)
+        counts = {"suspects": int(suspects.sum()), "relabelled": int(changed.sum())}
+        return Selection(ids, labels[ids], {**facts, **counts})
 
     def suspects(self, place: Place) -> Mask:
         """The images that the last round did not train with their own label."""
@@ -211,9 +210,11 @@ def _effective(seen: npt.NDArray[np.floating], num_classes: int) -> float:
     return float(np.exp(-(share * np.log(share)).sum()))
 
 
-def _without_split(verdict: Verdict) -> dict[str, Any]:
+def _facts(verdict: Verdict) -> dict[str, Any]:
+    """For ``metrics.json``."""
     small, large = verdict.measured
     return {
+        **asdict(verdict.split),
         "whole": verdict.whole,
         "smaller": small,
         "larger": large,

@@ -1,6 +1,7 @@
 """The driver against a worker that only takes notes, and the numbers of the paper."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,9 @@ class Notes:
     def __init__(self) -> None:
         self.done: list[tuple[str, int, int]] = []
         self.positions: list[Position] = []
+
+    def restart(self) -> None:
+        self.done.append(("restart", -1, 0))
 
     def finetune(self, stage: Stage, place: Place) -> None:
         self.done.append(("finetune", stage.round, len(place.subset)))
@@ -78,6 +82,18 @@ def test_only_the_first_unit_after_a_stop_starts_inside_its_stage() -> None:
     place = Place(1, "finetune", np.arange(200), Position(epoch=3, batch=7))
     run_rounds(pbe_rounds(PbeConfig(), "none", False), worker, place, lambda _place: None)
     assert [(p.epoch, p.batch) for p in worker.positions] == [(3, 7), (0, 0), (0, 0)]
+
+
+@pytest.mark.parametrize(("epoch", "batch", "restarts"), [(0, 0, 1), (0, 3, 0), (1, 0, 0)])
+def test_a_fresh_round_begins_with_the_infected_weights_once(
+    epoch: int, batch: int, restarts: int
+) -> None:
+    rounds = [replace(r, fresh=r.stage.round == 2) for r in pbe_rounds(PbeConfig(), "none", False)]
+    worker = Notes()
+    place = Place(2, "finetune", np.arange(200), Position(epoch, batch))
+    run_rounds(rounds, worker, place, lambda _place: None)
+    assert worker.done.count(("restart", -1, 0)) == restarts
+    assert worker.done[restarts] == ("finetune", 2, 200)
 
 
 def test_the_schedule_of_pbe() -> None:

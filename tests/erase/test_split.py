@@ -1,0 +1,102 @@
+"""Classes that fall apart, on activations whose truth is known."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pbe_fast.erase.split import split_classes
+
+WIDTH = 24
+
+
+def _activations(
+    per_class: int, poisoned: dict[tuple[int, int], int], seed: int = 0
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Four classes in a space stretched at random, and images with a trigger.
+
+    Args:
+        poisoned: so many images of a class (first) that have the label of another (second).
+
+    Returns:
+        features, labels, and which are poisoned.
+    """
+    random = np.random.default_rng(seed)
+    stretch = (
+        np.exp(random.normal(0, 1.5, WIDTH)) * np.linalg.qr(random.normal(size=(WIDTH, WIDTH)))[0]
+    )
+    centres, trigger = random.normal(0, 1, (4, WIDTH)), np.zeros(WIDTH)
+    trigger[0] = 12  # as in an infected network, it outweighs what classes differ by
+    rows, labels, truth = [], [], []
+
+    def add(shown: int, label: int, count: int, planted: bool) -> None:
+        rows.append(centres[shown] + planted * trigger + random.normal(size=(count, WIDTH)))
+        labels.extend([label] * count)
+        truth.extend([planted] * count)
+
+    for k in range(4):
+        add(k, k, per_class, planted=False)
+    for (shown, label), count in poisoned.items():
+        add(shown, label, count, planted=True)
+    order = random.permutation(len(labels))
+    features = (np.concatenate(rows) @ stretch).astype(np.float16)
+    return features[order], np.array(labels)[order], np.array(truth)[order]
+
+
+@settings(max_examples=10, deadline=None)
+@given(seed=st.integers(0, 10_000))
+def test_whole_classes_stay_whole(seed: int) -> None:
+    features, labels, _ = _activations(150, {}, seed)
+    split = split_classes(features, labels)
+    assert split.classes == ()
+    assert (split.log_odds == -50).all()
+
+
+@settings(max_examples=10, deadline=None)
+@given(seed=st.integers(0, 10_000), count=st.integers(15, 90))
+def test_one_poisoned_class_is_found_however_much_of_it_is_poisoned(seed: int, count: int) -> None:
+    sources = {(0, 1): count, (2, 1): count, (3, 1): count}
+    features, labels, truth = _activations(150, sources, seed)
+    split = split_classes(features, labels)
+    [found] = split.classes
+    assert found.label == 1
+    assert found.separation > 3
+    here = labels == 1
+    assert found.share == pytest.approx(min(truth[here].mean(), 1 - truth[here].mean()), abs=0.02)
+    small = split.log_odds > 0
+    assert not small[~here].any()
+    same = (small == truth)[here].mean()
+    assert max(same, 1 - same) > 0.98
+
+
+def test_poison_in_every_class_does_not_whiten_itself_away() -> None:
+    sources = {(k, (k + 1) % 4): 20 for k in range(4)}
+    features, labels, truth = _activations(150, sources)
+    split = split_classes(features, labels)
+    assert sorted(c.label for c in split.classes) == [0, 1, 2, 3]
+    assert ((split.log_odds > 0) == truth).mean() > 0.99
+
+
+def test_rows_that_are_not_there_change_nothing() -> None:
+    features, labels, _ = _activations(150, {(0, 1): 60})
+    whole = split_classes(features, labels)
+    more = np.insert(features, [0, 100], np.nan, axis=0)
+    split = split_classes(more, np.insert(labels, [0, 100], 1))
+    gone = np.isnan(split.log_odds)
+    assert np.flatnonzero(gone).tolist() == [0, 101]
+    np.testing.assert_array_equal(split.log_odds[~gone], whole.log_odds)
+
+
+def test_small_classes_and_nothing_at_all_are_left_alone() -> None:
+    features, labels, _ = _activations(9, {(0, 1): 9})
+    assert split_classes(features, labels).classes == ()
+    nothing = split_classes(np.full((5, WIDTH), np.nan), np.zeros(5, int))
+    assert nothing.classes == ()
+    assert np.isnan(nothing.log_odds).all()
+
+
+def test_the_order_of_images_does_not_matter() -> None:
+    features, labels, _ = _activations(100, {(0, 1): 40, (2, 1): 40})
+    order = np.random.default_rng(1).permutation(len(labels))
+    first, second = split_classes(features, labels), split_classes(features[order], labels[order])
+    np.testing.assert_allclose(second.log_odds, first.log_odds[order], rtol=1e-4, atol=1e-3)
