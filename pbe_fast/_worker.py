@@ -6,6 +6,7 @@ is an :class:`Executor`: this process (:class:`InProcess`), or a fleet.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -174,7 +175,7 @@ class RunWorker:
         """See :class:`pbe_fast.erase.Worker`."""
 
         def checkpoint(position: Position) -> None:
-            self.save(Place(place.round, "finetune", place.subset, position))
+            self.save(replace(place, position=position))
 
         hooks = Hooks(self.run.event, checkpoint, self.run.logger.info, self.stop)
         self.executor.finetune(stage, place, hooks, self.progress, self.clock)

@@ -264,7 +264,7 @@ def purify_command(
         Path | None, typer.Option(metavar="FILE", help=f"{TRUTH_NAME}, to measure the suspects.")
     ] = None,
     method: Annotated[
-        str | None, typer.Option(help="aft (clean images), pbe (none), or auto.")
+        str | None, typer.Option(help="aft (clean images), sieve or pbe (none), or auto.")
     ] = None,
     model: ModelName = None,
     width: Width = None,
@@ -285,7 +285,8 @@ def purify_command(
 
     The model's architecture is read from a file that 'pbe-fast train' wrote;
     for any other file give --model. With --clean the method is AFT, without
-    it PBE.
+    it PBE as published; '--method sieve' needs no clean images either, and
+    says whether it found a backdoor.
 
     With --ray the work is spread over the workers of a cluster; every machine
     of it must see the shards and --out under the same paths. On SIGTERM the

@@ -86,6 +86,7 @@ def _config(world: Path, method: str, *settings: str) -> PurifyConfig:
         "aft.batch_size=10", "aft.epochs=3", "aft.adversarial_epochs=1",
         "pbe.batch_size=10", "pbe.epochs=2", "pbe.adversarial_batches=2",
         "pbe.initial_fraction=0.2",
+        "sieve.batch_size=10", "sieve.epochs=1", "sieve.initial_epochs=2", "sieve.lr=0.01",
     ]  # fmt: skip
     return load_config(PurifyConfig, None, [*base, *settings], values)
 
@@ -114,6 +115,12 @@ STOPS = [
     ("pbe", "round 1", 45),
     ("pbe", "score 2", 60),
     ("pbe", "round 3", 150),
+    ("sieve", "score infected", 70),
+    ("sieve", "round 0", 10),  # in its adversarial epoch
+    ("sieve", "score 0", 70),
+    ("sieve", "round 1", 25),  # which began with other weights than it has now
+    ("sieve", "score 1", 0),
+    ("sieve", "round 2", 40),
 ]
 
 
@@ -159,6 +166,16 @@ def test_a_run_that_is_stopped_at_every_turn_gets_there(
     assert stops > 3
     for name in RESULTS:
         assert (out / name).read_bytes() == (undisturbed("pbe") / name).read_bytes()
+
+
+def test_sieve_says_what_it_found(undisturbed: Callable[[str], Path]) -> None:
+    metrics = json.loads((undisturbed("sieve") / "metrics.json").read_text())
+    assert metrics["method"] == "sieve"
+    first, second, last = metrics["rounds"]
+    poisoned = [c["label"] for c in first["classes"] if c["poisoned"] != "none"]
+    assert metrics["backdoor"] == {"found": bool(poisoned), "labels": poisoned}
+    assert {"suspects", "relabelled"} <= second.keys()
+    assert {"subset", "auroc", "subset_poisoned"} <= last.keys()
 
 
 def test_the_seed_matters(world: Path, tmp_path: Path, undisturbed: Callable[[str], Path]) -> None:

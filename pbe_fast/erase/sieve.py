@@ -17,10 +17,11 @@ is trusted:
    classes.
 4. *Round 1* begins with the infected model's weights again, which are more accurate, and trains on
    all that is trusted, and on the suspects with the labels that the model of round 0 gives them:
-   triggered images with what they show are what unlearns a trigger best.
+   triggered images with what they show are what unlearns a trigger best. Images of a poisoned
+   class that may belong to either cluster are not trained yet.
 5. *Round 2* goes on with the labels that the model of round 1 gives. In a poisoned class an image
-   that it takes for something else has become suspect, too; clusters that it gives their own label
-   are trusted again.
+   that it takes for something else has become suspect, too, and a doubtful one that it does not is
+   trusted; so are clusters that it gives their own label.
 """
 
 from dataclasses import asdict, dataclass
@@ -47,6 +48,7 @@ _MOST_WHOLE = 1 / 3  # of all classes may be left out as a whole
 _LEAST = 20  # images of a class in round 0, where it has so many
 _DISAGREE = 0.5  # of a cluster, with its label, to be poisoned
 _DIVERSE = 1.5  # times as many labels, effectively
+_DOUBTFUL = 8.0  # nats of log odds, up to which an image of a poisoned class waits for round 1
 
 
 @dataclass(frozen=True)
@@ -88,6 +90,7 @@ class Sieve:
         self.split, self.config, self.seed = split, config, seed
         self._known = ~np.isnan(split.log_odds)
         self._second = split.log_odds > 0
+        self._doubtful = np.abs(split.log_odds) < _DOUBTFUL
         large = [c.label for c in split.classes if c.share > _OUTVOTED]
         few = len(large) <= _MOST_WHOLE * num_classes
         self._whole = set(large) if few else set()
@@ -159,15 +162,18 @@ class Sieve:
 
     def judged(self, outcome: Scores, place: Place) -> Selection:
         """After round 0: the clusters that are poisoned are suspect."""
-        suspects = np.zeros(len(self.labels), bool)
+        suspects, doubtful = np.zeros((2, len(self.labels)), bool)
         verdicts = self.verdicts(outcome) if self.config.split else []
         for verdict in verdicts:
             small, large = self._clusters(verdict.split.label)
             if verdict.poisoned != "none":
-                suspects |= small if verdict.poisoned == "smaller" else large
+                bad, good = (small, large) if verdict.poisoned == "smaller" else (large, small)
+                suspects |= bad
+                doubtful |= good & self._doubtful
         if not self.config.split:
             suspects = self._known & (outcome[:, 1] != self.labels)
-        return self._selection(suspects, outcome, classes=[_facts(v) for v in verdicts])
+        facts = [_facts(verdict) for verdict in verdicts]
+        return self._selection(suspects, doubtful, outcome, classes=facts)
 
     def judged_again(self, outcome: Scores, place: Place) -> Selection:
         """After round 1, class by class, with a model that has learned all labels."""
@@ -176,15 +182,18 @@ class Sieve:
         for label in np.unique(self.labels[suspects]):
             here = self.labels == label
             poisoned = differs[suspects & here].mean() > _DISAGREE
-            suspects[here] = (suspects | differs)[here] if poisoned else False
-        return self._selection(suspects, outcome)
+            still = differs | (suspects & ~self._doubtful)
+            suspects[here] = still[here] if poisoned else False
+        return self._selection(suspects, np.zeros_like(suspects), outcome)
 
-    def _selection(self, suspects: Mask, outcome: Scores, **facts: Any) -> Selection:
+    def _selection(
+        self, suspects: Mask, doubtful: Mask, outcome: Scores, **facts: Any
+    ) -> Selection:
         """What is trusted, and the suspects with the labels that they get, where those differ."""
         labels = self.labels.copy()
         changed = suspects & (outcome[:, 1] != labels) & self.config.relabel
         labels[changed] = outcome[changed, 1].astype(np.int64)
-        ids = np.flatnonzero(changed | (self._known & ~suspects))
+        ids = np.flatnonzero(changed | (self._known & ~suspects & ~doubtful))
         counts = {"suspects": int(suspects.sum()), "relabelled": int(changed.sum())}
         return Selection(ids, labels[ids], {**facts, **counts})
 

@@ -74,6 +74,13 @@ class ModelMetrics(Record):
     classes: Count | None = None
 
 
+class BackdoorMetrics(Record):
+    """Whether the training set's images gave a backdoor away, and in which classes."""
+
+    found: bool
+    labels: tuple[Count, ...] = ()
+
+
 class Metrics(Record):
     """``metrics.json``: a purification has ``infected`` and ``purified``, a training ``test``."""
 
@@ -84,6 +91,7 @@ class Metrics(Record):
     purified: Accuracies | None = None
     test: Accuracies | None = None
     suspects: SuspectMetrics | None = None
+    backdoor: BackdoorMetrics | None = None
     rounds: tuple[RoundMetrics, ...] = ()
     seconds: Mapping[str, _MaybeAmount] = Field(default_factory=dict)
     images_per_second: Mapping[str, _MaybeAmount] = Field(default_factory=dict)
@@ -97,7 +105,11 @@ class Metrics(Record):
     @property
     def is_purification(self) -> bool:
         """Whether a model was purified, even if nothing could be measured on it."""
-        return self.purified is not None or self.kind == "purify" or self.method in ("aft", "pbe")
+        return (
+            self.purified is not None
+            or self.kind == "purify"
+            or self.method in ("aft", "pbe", "sieve")
+        )
 
     @property
     def is_training(self) -> bool:

@@ -11,6 +11,7 @@ from pbe_fast.report._run import Accuracies, Metrics, ModelMetrics
 __all__ = [
     "Verdict",
     "attack_words",
+    "backdoor_words",
     "duration",
     "method_words",
     "model_words",
@@ -25,6 +26,7 @@ _SPACE = "\N{NO-BREAK SPACE}"
 _METHODS = {
     "pbe": "Progressive Backdoor Erasing (PBE)",
     "aft": "Adversarial fine-tuning (AFT)",
+    "sieve": "Sieve (progressive erasing after a split of the classes)",
     "train": "Training",
 }
 
@@ -78,6 +80,18 @@ def method_words(metrics: Metrics) -> str:
     if metrics.method:
         return _METHODS.get(metrics.method.lower(), metrics.method)
     return _METHODS["train"] if metrics.is_training else "Run"
+
+
+def backdoor_words(metrics: Metrics) -> str | None:
+    """Whether a backdoor was found in the training set; None where the method does not say."""
+    if metrics.backdoor is None:
+        return None
+    if not metrics.backdoor.found:
+        return "No backdoor was found: no class holds a second kind of image that shows others."
+    labels = metrics.backdoor.labels
+    listed = ", ".join(str(label) for label in labels[:20]) + (", …" if len(labels) > 20 else "")
+    what = "class" if len(labels) == 1 else f"{len(labels):,} classes:"
+    return f"A backdoor was found: images that show something else in {what} {listed}."
 
 
 def attack_words(attack: Mapping[str, Any]) -> str:

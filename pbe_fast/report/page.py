@@ -16,6 +16,7 @@ from pbe_fast.report._suspects import Suspects
 from pbe_fast.report._svg import clean_text
 from pbe_fast.report._words import (
     attack_words,
+    backdoor_words,
     duration,
     method_words,
     model_words,
@@ -88,6 +89,7 @@ def render(run_dir: Path) -> str:
         run_name=run_dir.resolve().name,
         method=method_words(metrics),
         verdict=verdict(metrics),
+        backdoor=backdoor_words(metrics),
         metrics=metrics,
         columns=_columns(metrics),
         results=_results(metrics),

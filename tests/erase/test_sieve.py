@@ -114,6 +114,22 @@ def test_a_better_model_judges_again() -> None:
     assert ranking[sieve.suspects(last)].max() < np.nanmin(ranking[~sieve.suspects(last)])
 
 
+def test_doubtful_images_of_a_poisoned_class_wait_for_a_better_model() -> None:
+    sieve = _sieve({1: 0.1, 2: 0.1})
+    sieve.split.log_odds[[108, 150, 151, 250]] = 2, -2, -2, -2  # class 2 will be natural
+    sieve = Sieve(LABELS, CLASSES, sieve.split, sieve.config, seed=0)
+    outcome = _outcome(dict.fromkeys(range(100, 110), 5))
+    first = sieve.judged(outcome, _place(sieve.first()))
+    assert np.setdiff1d(np.arange(599), first.ids).tolist() == [150, 151]
+
+    outcome = _outcome(dict.fromkeys([*range(100, 108), 151], 5))
+    second = sieve.judged_again(outcome, _place(first.ids, first.labels))
+    assert second.labels is not None
+    assert np.setdiff1d(np.arange(599), second.ids).tolist() == [109]
+    suspects = sieve.suspects(_place(second.ids, second.labels))
+    assert np.flatnonzero(suspects).tolist() == [*range(100, 108), 109, 151]
+
+
 def test_suspects_can_be_left_out_instead() -> None:
     sieve = _sieve({1: 0.1}, relabel=False)
     chosen = sieve.judged(_outcome(dict.fromkeys(range(100, 110), 5)), _place(sieve.first()))

@@ -18,6 +18,7 @@ import pytest
 import torch
 
 from pbe_fast import load_model, purify
+from pbe_fast.config import SieveConfig
 from pbe_fast.data.shards import write_shards
 from pbe_fast.data.signs import sign_names, signs
 from pbe_fast.errors import DivergenceError, QuarantineError, ShardError
@@ -56,6 +57,22 @@ def test_two_workers_make_the_same_steps(world: Any, fleet: Fleet) -> None:
         for run in (alone, together)
     ]
     np.testing.assert_allclose(scores[1], scores[0], atol=1e-4)
+
+
+def test_sieve_makes_the_same_decisions_over_workers(
+    world: Any, tmp_path: Path, fleet: Fleet
+) -> None:
+    sieve = SieveConfig(batch_size=10, initial_epochs=1, epochs=1, lr=0.01)
+    config = world.config().model_copy(update={"method": "sieve", "sieve": sieve})
+    runs = {"alone": None, "together": fleet}
+    ours, theirs = (purify(config, tmp_path / name, fleet=f) for name, f in runs.items())
+    assert ours["backdoor"] == theirs["backdoor"]
+    decided = ("subset", "suspects", "relabelled")
+    assert [[r.get(x) for x in decided] for r in ours["rounds"]] == [
+        [r.get(x) for x in decided] for r in theirs["rounds"]
+    ]
+    steps = [[x[:3] for x in world.losses(tmp_path / name)] for name in runs]
+    assert steps[0] == steps[1]
 
 
 FAULTS = [

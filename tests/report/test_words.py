@@ -5,7 +5,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pbe_fast.report._run import Metrics
-from pbe_fast.report._words import Verdict, attack_words, duration, percent, points, verdict
+from pbe_fast.report._words import (
+    Verdict,
+    attack_words,
+    backdoor_words,
+    duration,
+    percent,
+    points,
+    verdict,
+)
 
 NBSP = "\N{NO-BREAK SPACE}"
 FELL = "ACC from 97.0 % to 96.0 %."
@@ -146,3 +154,17 @@ def test_attack_on_one_line() -> None:
     )
     assert attack_words({}) == "unnamed"
     assert len(attack_words({"name": "x", "mask": "m" * 900})) < 80
+
+
+@pytest.mark.parametrize(
+    ("backdoor", "words"),
+    [
+        (None, None),
+        ({"found": False}, "No backdoor was found"),
+        ({"found": True, "labels": [3]}, "in class 3."),
+        ({"found": True, "labels": list(range(43))}, "in 43 classes: 0, 1, 2"),
+    ],
+)
+def test_whether_a_backdoor_was_found(backdoor: object, words: str | None) -> None:
+    said = backdoor_words(Metrics.model_validate({"backdoor": backdoor}))
+    assert said == words or (words is not None and said is not None and words in said)
