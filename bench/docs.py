@@ -25,6 +25,7 @@ DOCUMENTS = ("README.md", "docs/results.md", "docs/configuration.md", "docs/perf
 SETTINGS = ROOT / "bench" / "results" / "signs_aft_settings.json"
 PLOT = ROOT / "docs" / "performance.png"
 RESULTS = ROOT / "bench" / "results" / "gtsrb_attacks.json"
+STUDY = ROOT / "bench" / "results" / "study_signs.json"
 _BLOCK = re.compile(r"(<!-- begin (?P<name>[\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 NAMES = {
@@ -211,6 +212,28 @@ def _key_rows(kind: type[BaseModel], prefix: str) -> list[str]:
     return rows
 
 
+def study_table() -> str:
+    """What Sieve made of each case of the study."""
+    rows = [r for r in json.loads(STUDY.read_text("utf-8"))["rows"] if r["method"] == "sieve"]
+    lines = [
+        "| attack | mode | rate | seed | infected ACC | infected ASR | ACC | ASR | AUROC | "
+        "backdoor found | seconds |",
+        "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | --- | ---: |",
+    ]
+    for row in rows:
+        attack, *plan, seed = row["case"].split("-")
+        mode, rate = plan or ("–", "–")
+        before, after = row["infected"], row["purified"]
+        found = [_percent(x.get(key)) for x in (before, after) for key in ("acc", "asr")]
+        area = f"{row['auroc']:.4f}" if "auroc" in row else "–"
+        cells = [
+            NAMES.get(attack, attack), mode.replace("_", "-"), rate, seed, *found, area,
+            "yes" if row["found"] else "no", f"{row['seconds']:.0f}",
+        ]  # fmt: skip
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 BLOCKS: dict[str, Callable[[], str]] = {
     "results": results_table,
     "missing": missing_line,
@@ -223,6 +246,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "train-keys": _keys(TrainConfig),
     "purify-keys": _keys(PurifyConfig),
     "mine-keys": _keys(MineConfig),
+    "study-signs": study_table,
     **_performance.BLOCKS,
 }
 

@@ -207,9 +207,9 @@ class Sieve:
         return suspects
 
     def ranking(self, outcome: Scores, place: Place) -> Scores:
-        """``(N,)``, high for clean: the negative loss of the label, suspects below the rest."""
-        score = -outcome[:, 0]
-        return np.where(self.suspects(place), score - 100.0, score).astype(np.float32)
+        """``(N,)`` in [-1, 0], high for clean: by the loss of the label, suspects below -0.5."""
+        loss = outcome[:, 0].astype(np.float64)
+        return (-(loss / (1 + loss) + self.suspects(place)) / 2).astype(np.float32)
 
 
 def _effective(seen: npt.NDArray[np.floating], num_classes: int) -> float:

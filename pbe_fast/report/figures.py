@@ -171,14 +171,19 @@ def curves(
 
 
 def score_histogram(
-    scores: npt.NDArray[np.floating], poisoned: npt.NDArray[np.bool_] | None, *, label: str
+    scores: npt.NDArray[np.floating],
+    poisoned: npt.NDArray[np.bool_] | None,
+    *,
+    label: str,
+    axis: str = "cosine to the infected model’s logits",
 ) -> str:
     """How the scores are spread; clean and poisoned images apart where the truth is known.
 
     Args:
-        scores: ``(N,)`` cosines in [-1, 1]; NaN (quarantined) is left out.
+        scores: ``(N,)`` in [-1, 1]; NaN (quarantined) is left out.
         poisoned: ``(N,)`` truth, or None.
         label: what the picture shows, in words.
+        axis: what a score is.
 
     Returns:
         An ``<svg>`` element. Counts are on a log scale where the tallest bar would hide the rest.
@@ -236,7 +241,7 @@ def score_histogram(
                     label=f"{name} ({len(group):,})",
                 )
             )
-        axes.set_xlabel("cosine to the infected model’s logits", color=INK, labelpad=6)
+        axes.set_xlabel(axis, color=INK, labelpad=6)
         above(axes, "images, log scale" if log else "images")
         if poisoned is not None:
             legend(axes, handles)

@@ -94,7 +94,7 @@ def render(run_dir: Path) -> str:
         columns=_columns(metrics),
         results=_results(metrics),
         pictures=_pictures(metrics, history),
-        histogram=_histogram(suspects),
+        histogram=_histogram(suspects, metrics),
         unreadable=history.unreadable,
         suspects=suspects,
         listed=len(suspects.scores) if suspects else None,
@@ -229,7 +229,7 @@ def _spoken(before: _Pair, evaluations: Sequence[Evaluation], unit: str) -> str:
     return f"Line chart over {unit}: {', '.join(parts)}."
 
 
-def _histogram(suspects: Suspects | None) -> _Picture | None:
+def _histogram(suspects: Suspects | None, metrics: Metrics) -> _Picture | None:
     if suspects is None or not np.isfinite(suspects.scores).any():
         return None
     known = np.isfinite(suspects.scores)
@@ -246,7 +246,8 @@ def _histogram(suspects: Suspects | None) -> _Picture | None:
         ]
         label += f"; median {', '.join(middle)}"
         caption += " Hatched: images known to be poisoned."
-    svg = score_histogram(suspects.scores, suspects.poisoned, label=label + ".")
+    axis = {"axis": "score: suspects lie below −0.5"} if metrics.method == "sieve" else {}
+    svg = score_histogram(suspects.scores, suspects.poisoned, label=label + ".", **axis)
     return _Picture(Markup(svg), caption)
 
 
