@@ -26,7 +26,6 @@ __all__ = [
     "Erase",
     "Ids",
     "Minibatch",
-    "blank",
     "cosine",
     "finetune",
     "frozen_statistics",
@@ -142,12 +141,6 @@ def logits_of(model: nn.Module, images: Tensor, device: Device) -> Tensor:
     with device.autocast():
         logits: Tensor = model(images)
     return logits.float()
-
-
-def blank(clean: ImageData, device: Device) -> Tensor:
-    """Two grey images, to see how a network is built."""
-    grey = torch.full((2, 3, clean.size, clean.size), 127, dtype=torch.uint8)
-    return device.images(grey)
 
 
 def cosine(lr: float, done: float) -> float:

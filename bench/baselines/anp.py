@@ -82,7 +82,7 @@ class Neurons:
     def logits(self, images: Tensor, device: Device, weight: Tensor, bias: Tensor) -> Tensor:
         """Logits ``(N, K)`` with each neuron's weight and bias multiplied; factors ``(count,)``."""
         values = {}
-        factors = zip(weight.split(self.sizes), bias.split(self.sizes), strict=True)
+        factors = zip(torch.split(weight, self.sizes), torch.split(bias, self.sizes), strict=True)
         for (name, norm), (w, b) in zip(self.norms.items(), factors, strict=True):
             values[f"{name}.weight"] = norm.weight.detach() * w
             values[f"{name}.bias"] = norm.bias.detach() * b
@@ -93,7 +93,7 @@ class Neurons:
     @torch.no_grad()
     def cut(self, chosen: Tensor) -> None:
         """Set the weights of some neurons, ``(count,)`` bool, to zero."""
-        for norm, part in zip(self.norms.values(), chosen.split(self.sizes), strict=True):
+        for norm, part in zip(self.norms.values(), torch.split(chosen, self.sizes), strict=True):
             norm.weight[part] = 0
 
 

@@ -14,13 +14,13 @@ output, the channel is measured and cut behind it, as it would turn a zero into 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bench.baselines._common import Ids, blank, finetune, logits_of
+from bench.baselines._common import Ids, finetune, logits_of
+from bench.baselines._layers import Layer, blank, last_layer
 from bench.baselines.ft import STAGE
 from pbe_fast.data.loader import ImageData
 from pbe_fast.device import Device
@@ -31,15 +31,7 @@ from pbe_fast.progress import Progress
 from pbe_fast.randomness import permutation
 from pbe_fast.training import Stage
 
-__all__ = [
-    "DEFAULTS",
-    "FinePruning",
-    "Layer",
-    "channel_activity",
-    "fine_pruning",
-    "last_layer",
-    "prune_dormant",
-]
+__all__ = ["DEFAULTS", "FinePruning", "channel_activity", "fine_pruning", "prune_dormant"]
 
 _BATCH = 256
 
@@ -62,18 +54,6 @@ class FinePruning:
 
 
 DEFAULTS = FinePruning()
-
-
-class Layer(NamedTuple):
-    """A convolution, and the batch norm that takes its output, where there is one."""
-
-    conv: nn.Conv2d
-    norm: nn.BatchNorm2d | None
-
-    @property
-    def output(self) -> nn.Conv2d | nn.BatchNorm2d:
-        """Where its channels are measured and cut."""
-        return self.conv if self.norm is None else self.norm
 
 
 def fine_pruning(
@@ -111,41 +91,6 @@ def fine_pruning(
     with _masked(layer, mask):
         stage = replace(settings.stage, name="fine-pruning")
         finetune(model, clean, ids, device, seed, progress, stage)
-
-
-def last_layer(model: nn.Module, images: Tensor) -> Layer:
-    """The convolution that is computed last, of those that see more than one position.
-
-    Raises:
-        ConfigError: there is none.
-    """
-    found: list[tuple[nn.Conv2d, Tensor]] = []
-    norms: dict[nn.Conv2d, nn.BatchNorm2d] = {}
-
-    def note(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        if isinstance(module, nn.Conv2d):
-            if output.shape[-2:].numel() > 1:  # squeeze-and-excitation works on one
-                found.append((module, output))
-        elif isinstance(module, nn.BatchNorm2d) and module.affine:
-            for conv, value in found[-1:]:
-                if inputs[0] is value:
-                    norms[conv] = module
-
-    handles = [
-        module.register_forward_hook(note)
-        for module in model.modules()
-        if isinstance(module, nn.Conv2d | nn.BatchNorm2d)
-    ]
-    try:
-        with torch.no_grad():
-            model(images)
-    finally:
-        for handle in handles:
-            handle.remove()
-    if not found:
-        raise ConfigError("fine-pruning cuts channels of a convolution, and the network has none.")
-    conv = found[-1][0]
-    return Layer(conv, norms.get(conv))
 
 
 @torch.no_grad()
@@ -188,7 +133,7 @@ def prune_dormant(
     mask = torch.ones_like(activity)
     allowed = accuracy(mask) - tolerance
     order = activity.argsort(stable=True)[:-1]
-    for part in order.split(-(-len(activity) // rounds)):
+    for part in torch.split(order, -(-len(activity) // rounds)):
         fewer = mask.clone()
         fewer[part] = 0
         if accuracy(fewer) < allowed:

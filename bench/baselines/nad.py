@@ -14,24 +14,22 @@ mean over positions in the place of the square's sum, as BackdoorBench (Wu et al
 it. A stage is found by its resolution, as that differs from one stage to the next.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
-from bench.baselines._common import Ids, blank, logits_of, minibatches, reproducible
+from bench.baselines._common import Ids, logits_of, minibatches, reproducible
+from bench.baselines._layers import blank, outputs, stages
 from pbe_fast.data.loader import ImageData
 from pbe_fast.device import Device
-from pbe_fast.errors import ConfigError
 from pbe_fast.models import Classifier
 from pbe_fast.progress import Progress
 
-__all__ = ["DEFAULTS", "Distillation", "attention", "attention_distillation", "stages"]
+__all__ = ["DEFAULTS", "Distillation", "attention", "attention_distillation"]
 
 
 @dataclass(frozen=True)
@@ -106,10 +104,10 @@ def _train(
     ):
         for group in optimizer.param_groups:
             group["lr"] = settings.lr * 0.1 ** (batch.epoch // settings.decay_epochs)
-        with _outputs(model, names) as seen:
+        with outputs(model, names) as seen:
             loss = functional.cross_entropy(logits_of(model, batch.images, device), batch.labels)
         if teacher is not None:
-            with torch.no_grad(), _outputs(teacher, names) as wanted:
+            with torch.no_grad(), outputs(teacher, names) as wanted:
                 logits_of(teacher, batch.images, device)
             for name, beta in zip(names, betas, strict=True):
                 apart = attention(seen[name]) - attention(wanted[name])
@@ -124,60 +122,3 @@ def attention(features: Tensor, power: int = 2) -> Tensor:
     """Where a stage looks: ``(N, C, H, W)`` to ``(N, H * W)``, each row of length one (eq. 1)."""
     summed = features.float().abs().pow(power).sum(1).flatten(1)
     return functional.normalize(summed, dim=1)
-
-
-def stages(model: nn.Module, images: Tensor) -> list[str]:
-    """The names of the modules that end a stage, from the finest resolution to the coarsest.
-
-    At each resolution that is the block computed last, else the layer computed last where there is
-    no block: the first layers of the next block still see the old resolution.
-
-    Raises:
-        ConfigError: there are fewer than two.
-    """
-    ends: dict[int, tuple[str, bool]] = {}
-
-    def note(name: str, module: nn.Module, inputs: tuple[object, ...], output: object) -> None:
-        # Images are square, so what is not is no map of features with its channels first.
-        if not isinstance(output, Tensor) or output.ndim != 4:
-            return
-        side = output.shape[-1]
-        block = next(module.children(), None) is not None
-        if output.shape[-2] == side > 1 and (block or not ends.get(side, ("", False))[1]):
-            ends[side] = (name, block)
-
-    handles = [
-        module.register_forward_hook(partial(note, name)) for name, module in model.named_modules()
-    ]
-    training = model.training
-    try:
-        with torch.no_grad():
-            model.eval()(images)
-    finally:
-        model.train(training)
-        for handle in handles:
-            handle.remove()
-    if len(ends) < 2:
-        raise ConfigError(
-            "attention distillation compares maps of features at several resolutions, and the "
-            f"network has {len(ends)}. It is for convolutional networks."
-        )
-    return [ends[side][0] for side in sorted(ends, reverse=True)]
-
-
-@contextmanager
-def _outputs(model: nn.Module, names: list[str]) -> Iterator[dict[str, Tensor]]:
-    """What these modules return inside the block."""
-    found: dict[str, Tensor] = {}
-
-    def keep(name: str, module: nn.Module, inputs: tuple[object, ...], output: Tensor) -> None:
-        found[name] = output
-
-    handles = [
-        model.get_submodule(name).register_forward_hook(partial(keep, name)) for name in names
-    ]
-    try:
-        yield found
-    finally:
-        for handle in handles:
-            handle.remove()

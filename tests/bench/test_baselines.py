@@ -15,12 +15,13 @@ from torch.nn import functional
 
 from bench.baselines import BASELINES, anp, fp, ibau, nad, run, sau
 from bench.baselines._common import frozen_statistics, minibatches
+from bench.baselines._layers import last_layer, outputs, stages
 from bench.baselines.anp import Neurons, learn_masks, neuron_pruning, push
-from bench.baselines.fp import channel_activity, fine_pruning, last_layer, prune_dormant
+from bench.baselines.fp import channel_activity, fine_pruning, prune_dormant
 from bench.baselines.ft import STAGE, fine_tuning
 from bench.baselines.ft_sam import SharpnessAware, climb, sharpness_aware_tuning
 from bench.baselines.ibau import hypergradient, implicit_unlearning, projected
-from bench.baselines.nad import attention, attention_distillation, stages
+from bench.baselines.nad import attention, attention_distillation
 from bench.baselines.run import erase
 from bench.baselines.sau import divergence, shared_examples, shared_loss, shared_unlearning
 from bench.study import Case, DataSet, collect, run_cell
@@ -272,6 +273,22 @@ def test_stages_end_with_their_last_block() -> None:
         stages(nn.Sequential(nn.Conv2d(3, 2, 3), nn.Flatten()), torch.rand(2, 3, 8, 8))
 
 
+def test_parts_of_other_architectures_are_found() -> None:
+    images = torch.rand(2, 3, 64, 64)
+    model = create_model(ModelSpec("torchvision:resnet18", 3, 64)).eval()
+    layer = last_layer(model, images)
+    assert layer.conv is model.get_submodule("net.layer4.1.conv2")
+    assert layer.output is model.get_submodule("net.layer4.1.bn2")
+    assert stages(model, images) == ["net.relu", *(f"net.layer{i}" for i in (1, 2, 3, 4))]
+    transformer = create_model(
+        ModelSpec("timm:vit_tiny_patch16_224", 3, 64, {"img_size": 64, "depth": 1})
+    ).eval()
+    with pytest.raises(ConfigError, match="several resolutions, and the network has 1"):
+        stages(transformer, images)
+    with pytest.raises(ConfigError, match="has none"):
+        Neurons(transformer)
+
+
 def test_the_student_takes_the_attention_of_its_teacher(world: World) -> None:
     """With a weight on it, more than without one; the teacher is another model here."""
     teacher = world.erased("ft_sam").requires_grad_(False)
@@ -279,7 +296,7 @@ def test_the_student_takes_the_attention_of_its_teacher(world: World) -> None:
     images = next(iter(world.clean.read(world.ids, 100))).images / 255
 
     def maps(model: Classifier) -> Tensor:
-        with torch.no_grad(), nad._outputs(model, [name]) as seen:
+        with torch.no_grad(), outputs(model, [name]) as seen:
             model(images)
         return attention(seen[name])
 
