@@ -21,7 +21,7 @@ from pbe_fast._site import open_sets
 from pbe_fast.config import PurifyConfig
 from pbe_fast.data.loader import ImageData, Quarantine
 from pbe_fast.device import Device
-from pbe_fast.erase import first_subset, score_shards
+from pbe_fast.erase import Agreement, first_subset, score_shards
 from pbe_fast.erase.identify import Scores
 from pbe_fast.errors import ConfigError, RunDirectoryError
 from pbe_fast.models import Classifier, save_model
@@ -114,8 +114,8 @@ def _require_possible(config: PurifyConfig, name: str) -> None:
         raise ConfigError(f"there is no baseline {name!r}; there are {', '.join(BASELINES)}.")
     if config.data.clean is None:
         raise ConfigError(f"{name} needs clean images with correct labels: give data.clean.")
-    if config.method == "pbe":
-        raise ConfigError(f"{name} is another method than pbe: leave method out.")
+    if config.method not in ("auto", "aft"):
+        raise ConfigError(f"{name} is another method than {config.method}: leave method out.")
     if config.data.mined is not None:
         raise ConfigError(f"{name} has no use for mined examples: leave data.mined out.")
     if config.data.augment != "auto" or config.data.flip:
@@ -140,8 +140,7 @@ def _scores(
         parts = [
             scores
             for _, scores in score_shards(
-                infected,
-                model,
+                Agreement(infected.eval(), model.eval()),
                 train,
                 device,
                 range(len(manifest.shards)),
