@@ -7,8 +7,9 @@
 
 A *case* is an infected model: data, attack, mode, poison rate and seed; a *cell* is what one method
 makes of it. Each is a run directory below the folder, so a study goes on where it stopped, and what
-is finished is not done again. ``--only`` takes a part of the cases by their names, such as
-``badnets`` or ``all_to_all-0.1-1``.
+is finished is not done again. The methods are the project's own and the baselines of
+:mod:`bench.baselines`, which get the clean images that AFT gets. ``--only`` takes a part of the
+cases by their names, such as ``badnets`` or ``all_to_all-0.1-1``.
 """
 
 import argparse
@@ -24,6 +25,8 @@ from rich.console import Console
 from bench._setup import draw, facts, write_json
 from bench.attacks import BENIGN, CELLS, CLEAN_FRACTION, TARGET, WIDTH
 from bench.attacks import METHODS as ALL_METHODS
+from bench.baselines import BASELINES
+from bench.baselines.run import erase
 from pbe_fast import PoisonConfig, PurifyConfig, TrainConfig, load_config, poison, purify, train
 from pbe_fast.progress import Progress, Silent
 from pbe_fast.triggers.poisoning import ATTACK_NAME, TRUTH_NAME
@@ -37,8 +40,9 @@ METHODS: dict[str, dict[str, Any]] = {
     "sieve_no_split": {"method": "sieve", "sieve.split": False},
     "sieve_no_relabel": {"method": "sieve", "sieve.relabel": False},
     "sieve_no_adversary": {"method": "sieve", "sieve.adversarial_epochs": 0},
+    **{name: {} for name in BASELINES},  # which have their settings in their own files
 }
-DEFAULT_METHODS = ("aft", "pbe", "sieve")
+DEFAULT_METHODS = ("aft", "pbe", "sieve", *BASELINES)
 
 
 @dataclass(frozen=True)
@@ -156,9 +160,13 @@ def run_cell(
         "seed": case.seed,
         "device": device,
     }
-    if values["method"] == "aft":
+    if method in BASELINES or values["method"] == "aft":
         values |= {"data.clean": shards / "train", "data.clean_fraction": CLEAN_FRACTION}
-    purify(load_config(PurifyConfig, values=values), here / method, progress)
+    config = load_config(PurifyConfig, values=values)
+    if method in BASELINES:
+        erase(config, method, here / method, progress)
+    else:
+        purify(config, here / method, progress)
 
 
 def _data(here: Path, shards: Path, infected: bool) -> dict[str, Any]:

@@ -1,0 +1,125 @@
+"""Where in a network: its last convolution, and the ends of its stages, found by running it."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from pbe_fast.data.loader import ImageData
+from pbe_fast.device import Device
+from pbe_fast.errors import ConfigError
+
+__all__ = ["Layer", "blank", "last_layer", "outputs", "stages"]
+
+
+class Layer(NamedTuple):
+    """A convolution, and the batch norm that takes its output, where there is one."""
+
+    conv: nn.Conv2d
+    norm: nn.BatchNorm2d | None
+
+    @property
+    def output(self) -> nn.Conv2d | nn.BatchNorm2d:
+        """Where its channels are measured and cut."""
+        return self.conv if self.norm is None else self.norm
+
+
+def blank(clean: ImageData, device: Device) -> Tensor:
+    """Two grey images, to see how a network is built."""
+    grey = torch.full((2, 3, clean.size, clean.size), 127, dtype=torch.uint8)
+    return device.images(grey)
+
+
+def last_layer(model: nn.Module, images: Tensor) -> Layer:
+    """The convolution that is computed last, of those that see more than one position.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    found: list[tuple[nn.Conv2d, Tensor]] = []
+    norms: dict[nn.Conv2d, nn.BatchNorm2d] = {}
+
+    def note(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        if isinstance(module, nn.Conv2d):
+            if output.shape[-2:].numel() > 1:  # squeeze-and-excitation works on one
+                found.append((module, output))
+        elif isinstance(module, nn.BatchNorm2d) and module.affine:
+            for conv, value in found[-1:]:
+                if inputs[0] is value:
+                    norms[conv] = module
+
+    handles = [
+        module.register_forward_hook(note)
+        for module in model.modules()
+        if isinstance(module, nn.Conv2d | nn.BatchNorm2d)
+    ]
+    try:
+        with torch.no_grad():
+            model(images)
+    finally:
+        for handle in handles:
+            handle.remove()
+    if not found:
+        raise ConfigError("fine-pruning cuts channels of a convolution, and the network has none.")
+    conv = found[-1][0]
+    return Layer(conv, norms.get(conv))
+
+
+def stages(model: nn.Module, images: Tensor) -> list[str]:
+    """The names of the modules that end a stage, from the finest resolution to the coarsest.
+
+    At each resolution that is the block computed last, else the layer computed last where there is
+    no block: the first layers of the next block still see the old resolution.
+
+    Raises:
+        ConfigError: there are fewer than two.
+    """
+    ends: dict[int, tuple[str, bool]] = {}
+
+    def note(name: str, module: nn.Module, inputs: tuple[object, ...], output: object) -> None:
+        # Images are square, so what is not is no map of features with its channels first.
+        if not isinstance(output, Tensor) or output.ndim != 4:
+            return
+        side = output.shape[-1]
+        block = next(module.children(), None) is not None
+        if output.shape[-2] == side > 1 and (block or not ends.get(side, ("", False))[1]):
+            ends[side] = (name, block)
+
+    handles = [
+        module.register_forward_hook(partial(note, name)) for name, module in model.named_modules()
+    ]
+    training = model.training
+    try:
+        with torch.no_grad():
+            model.eval()(images)
+    finally:
+        model.train(training)
+        for handle in handles:
+            handle.remove()
+    if len(ends) < 2:
+        raise ConfigError(
+            "attention distillation compares maps of features at several resolutions, and the "
+            f"network has {len(ends)}. It is for convolutional networks."
+        )
+    return [ends[side][0] for side in sorted(ends, reverse=True)]
+
+
+@contextmanager
+def outputs(model: nn.Module, names: list[str]) -> Iterator[dict[str, Tensor]]:
+    """What these modules return inside the block."""
+    found: dict[str, Tensor] = {}
+
+    def keep(name: str, module: nn.Module, inputs: tuple[object, ...], output: Tensor) -> None:
+        found[name] = output
+
+    handles = [
+        model.get_submodule(name).register_forward_hook(partial(keep, name)) for name in names
+    ]
+    try:
+        yield found
+    finally:
+        for handle in handles:
+            handle.remove()
