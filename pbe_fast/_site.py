@@ -200,7 +200,7 @@ class Site:
             case "outcome":
                 measure = Outcome(model)
             case _:
-                measure = Activations(infected, self.device, data.size)
+                measure = self._activations
         return score_shards(
             measure,
             data,
@@ -237,6 +237,12 @@ class Site:
             seed=self.config.seed,
             advance=advance,
         )
+
+    @cached_property
+    def _activations(self) -> Activations:
+        """Kept, as it looks at the network before the first shard; the infected model stays."""
+        assert self.sets.train is not None
+        return Activations(self.infected, self.device, self.sets.train.size)
 
     @cached_property
     def _miner(self) -> Miner:

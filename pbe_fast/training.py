@@ -30,7 +30,7 @@ from pbe_fast.memory import in_parts
 from pbe_fast.parallel import Share
 from pbe_fast.progress import Clock, Progress, StoppedError
 
-__all__ = ["Position", "Stage", "Step", "fit"]
+__all__ = ["Position", "Stage", "Step", "cosine", "fit", "not_finite"]
 
 Ids = npt.NDArray[np.int64]
 
@@ -82,7 +82,12 @@ class Stage:
         """The learning rate when the share ``done`` in [0, 1] of the stage is done."""
         if self.schedule == "constant":
             return self.lr
-        return self.lr * 0.5 * (1 + math.cos(math.pi * done))
+        return cosine(self.lr, done)
+
+
+def cosine(lr: float, done: float) -> float:
+    """The learning rate when the share ``done`` in [0, 1] is done; it falls to zero."""
+    return lr * 0.5 * (1 + math.cos(math.pi * done))
 
 
 @dataclass(frozen=True)
@@ -260,13 +265,21 @@ def _backward(
 
 
 def _require_finite(model: nn.Module, stage: Stage, epoch: int) -> None:
+    name = not_finite(model)
+    if name is not None:
+        raise DivergenceError(
+            f"{stage.name}: training diverged in epoch {epoch + 1} ({name} is not finite). "
+            f"Lower the learning rate, which is {stage.lr:g} (aft.lr, pbe.lr or lr), and "
+            "begin again in a new folder."
+        )
+
+
+def not_finite(model: nn.Module) -> str | None:
+    """The name of a weight or buffer that is no finite number any more; None if all are."""
     for name, value in model.state_dict().items():
         if value.is_floating_point() and not bool(torch.isfinite(value).all()):
-            raise DivergenceError(
-                f"{stage.name}: training diverged in epoch {epoch + 1} ({name} is not finite). "
-                f"Lower the learning rate, which is {stage.lr:g} (aft.lr, pbe.lr or lr), and "
-                "begin again in a new folder."
-            )
+            return name
+    return None
 
 
 def _batch_seed(seed: int, round_index: int, epoch: int, batch: int) -> int:

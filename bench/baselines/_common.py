@@ -17,7 +17,7 @@ from pbe_fast.data.augment import Augment, View
 from pbe_fast.data.loader import ImageData
 from pbe_fast.data.order import epoch_order
 from pbe_fast.device import Device
-from pbe_fast.errors import ConfigError, DivergenceError
+from pbe_fast.errors import ConfigError
 from pbe_fast.models import Classifier
 from pbe_fast.progress import Clock, Progress
 from pbe_fast.training import Stage, fit
@@ -26,13 +26,11 @@ __all__ = [
     "Erase",
     "Ids",
     "Minibatch",
-    "cosine",
     "finetune",
     "frozen_statistics",
     "logits_of",
     "minibatches",
     "reproducible",
-    "require_finite",
 ]
 
 Ids = npt.NDArray[np.int64]
@@ -143,11 +141,6 @@ def logits_of(model: nn.Module, images: Tensor, device: Device) -> Tensor:
     return logits.float()
 
 
-def cosine(lr: float, done: float) -> float:
-    """The learning rate when the share ``done`` of the steps is done; it falls to zero."""
-    return lr * 0.5 * (1 + math.cos(math.pi * done))
-
-
 @contextmanager
 def reproducible(device: Device, seed: int) -> Iterator[None]:
     """What a network draws inside the block, such as for dropout, depends on the seed alone."""
@@ -174,14 +167,3 @@ def frozen_statistics(model: nn.Module) -> Iterator[None]:
 
 def _count(norm: nn.modules.batchnorm._BatchNorm) -> Tensor | None:
     return None if norm.num_batches_tracked is None else norm.num_batches_tracked.clone()
-
-
-def require_finite(model: nn.Module, name: str) -> None:
-    """Refuse a model whose weights are no finite numbers any more.
-
-    Raises:
-        DivergenceError: one of them is not.
-    """
-    for key, value in model.state_dict().items():
-        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
-            raise DivergenceError(f"{name}: diverged ({key} is not finite).")

@@ -24,7 +24,6 @@ from torch.nn import functional
 
 from bench.baselines._common import (
     Ids,
-    cosine,
     frozen_statistics,
     logits_of,
     minibatches,
@@ -34,6 +33,7 @@ from pbe_fast.data.loader import ImageData
 from pbe_fast.device import Device
 from pbe_fast.models import Classifier
 from pbe_fast.progress import Progress
+from pbe_fast.training import cosine
 
 __all__ = ["DEFAULTS", "SharpnessAware", "climb", "sharpness_aware_tuning"]
 

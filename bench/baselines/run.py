@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 
 from bench.baselines import BASELINES
-from bench.baselines._common import require_finite
 from pbe_fast._jobs import (
     Tester,
     finished_before,
@@ -23,13 +22,14 @@ from pbe_fast.data.loader import ImageData, Quarantine
 from pbe_fast.device import Device
 from pbe_fast.erase import Agreement, first_subset, score_shards
 from pbe_fast.erase.identify import Scores
-from pbe_fast.errors import ConfigError, RunDirectoryError
+from pbe_fast.errors import ConfigError, DivergenceError, RunDirectoryError
 from pbe_fast.models import Classifier, save_model
 from pbe_fast.progress import Clock, Progress, Silent
 from pbe_fast.purify import PURIFIED_NAME
 from pbe_fast.report import write_report
 from pbe_fast.run_directory import RunDirectory
 from pbe_fast.suspects import SUSPECTS_NAME, suspect_metrics, write_suspects
+from pbe_fast.training import not_finite
 
 __all__ = ["erase"]
 
@@ -79,7 +79,9 @@ def erase(
         ids = first_subset(len(clean.manifest), config.data.clean_fraction, config.seed)
         with clock.time("erase", 0):  # a baseline sees its images more than once
             BASELINES[name](model, clean, ids, device, config.seed, progress)
-        require_finite(model, name)
+        broken = not_finite(model)
+        if broken is not None:
+            raise DivergenceError(f"{name}: diverged ({broken} is not finite).")
         save_model(model, out / PURIFIED_NAME)
         after = tester.whole(model, device, "purified: ACC, ASR")
         round_facts: dict[str, Any] = {"round": 0, "subset": len(ids)}

@@ -28,12 +28,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from bench.baselines._common import Ids, cosine, logits_of, minibatches, reproducible
+from bench.baselines._common import Ids, logits_of, minibatches, reproducible
 from pbe_fast.data.loader import ImageData
 from pbe_fast.device import Device
 from pbe_fast.models import Classifier
 from pbe_fast.progress import Progress
 from pbe_fast.randomness import torch_generator
+from pbe_fast.training import cosine
 
 __all__ = ["DEFAULTS", "Unlearning", "divergence", "shared_examples", "shared_loss",
            "shared_unlearning"]  # fmt: skip

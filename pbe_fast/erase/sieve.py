@@ -123,15 +123,13 @@ class Sieve:
         if not self.config.split:
             return first_subset(len(self.labels), share, self.seed)
         chosen = []
-        for label in np.unique(self.labels):
-            ids = np.flatnonzero((self.labels == label) & self._known & ~self._left_out(label))
+        trusted = self._known & ~self._second
+        for label in set(np.unique(self.labels).tolist()) - self._whole:
+            ids = np.flatnonzero(trusted & (self.labels == label))
             count = max(min(_LEAST, len(ids)), round(share * len(ids)))
-            order = permutation(len(ids), self.seed, "first subset", int(label))
+            order = permutation(len(ids), self.seed, "first subset", label)
             chosen.append(ids[order[:count]])
         return np.sort(np.concatenate(chosen)).astype(np.int64)
-
-    def _left_out(self, label: int) -> Mask:
-        return self._second | (int(label) in self._whole)
 
     def verdicts(self, outcome: Scores) -> list[Verdict]:
         """Of each class that fell apart, by the model of round 0.
