@@ -25,15 +25,14 @@ from torch import Tensor, nn
 
 from pbe_fast._parts import Parts
 from pbe_fast._site import Hooks, Site
-from pbe_fast.device import Device, choose_device
+from pbe_fast.device import Device
 from pbe_fast.erase import Place, ScoreFiles
 from pbe_fast.evaluate import Counts
-from pbe_fast.models import Classifier, ModelSpec
+from pbe_fast.models import Classifier
 from pbe_fast.progress import Clock, Progress
 from pbe_fast.run_directory import RunDirectory
 from pbe_fast.training import Stage
-from pipelines._blueprint import Blueprint, Damage, noted, rebuilt, report_damage, weights_of
-from pipelines._counter import count_images
+from pipelines._blueprint import Blueprint, Damage, report_damage, weights_of
 from pipelines._fleet_options import FleetError, FleetOptions, WorkersLostError
 from pipelines._guard import (
     found_at,
@@ -46,6 +45,7 @@ from pipelines._guard import (
 from pipelines._pool import Pool
 from pipelines._ranks import Ears, Start, finetune_on_ranks
 from pipelines._room import listed, not_started, with_cpus
+from pipelines._scorer import Scorer, look
 
 __all__ = ["Fleet", "FleetError", "FleetExecutor", "FleetOptions", "Scorer", "connected"]
 
@@ -73,9 +73,10 @@ class Fleet:
         if precision != "auto" and layout != "auto":  # nothing to measure
             return Device(torch.device(name), precision, layout)
         options = {"num_cpus": self.options.cpus, "num_gpus": self.options.gpus, "max_retries": 3}
-        look = ray.remote(_look).options(**options)
-        found = look.remote(
-            self.options.cpus, model.spec, weights_of(model), name, precision, rest, more
+        found = (
+            ray.remote(look)
+            .options(**options)
+            .remote(self.options.cpus, model.spec, weights_of(model), name, precision, rest, more)
         )
         try:
             device, lines = ray.get(found, timeout=self.options.timeout)
@@ -94,55 +95,6 @@ class Fleet:
             yield executor
         finally:
             executor.close()
-
-
-def _look(
-    threads: int, spec: ModelSpec, weights: Mapping[str, Tensor], name: str, precision: Any,
-    rest: Sequence[Any], more: Mapping[str, Any],
-) -> tuple[Device, list[str]]:  # fmt: skip
-    torch.set_num_threads(threads)
-    lines: list[str] = []
-    model = rebuilt(spec, weights)
-    return choose_device(name, precision, model, *rest, say=lines.append, **more), lines
-
-
-class Scorer:
-    """An actor that holds both models, and scores, measures and mines."""
-
-    def __init__(self, blueprint: Blueprint) -> None:
-        self.site = blueprint.build()
-        self.version = -1
-
-    def ready(self) -> bool:
-        return True
-
-    def score(
-        self, files: ScoreFiles, shard: int, version: int, weights: Sequence[Any]
-    ) -> tuple[int, Damage]:
-        self._take(version, weights)
-        manifest = self.site.sets.some.manifest
-        for index, scores in self.site.score(files.look, [shard], lambda _: None):
-            files.write(manifest, index, scores)
-        count_images("score", manifest.shards[shard].samples)
-        return manifest.shards[shard].samples, noted(self.site)
-
-    def count(
-        self, current: bool, ids: Ids, version: int, weights: Sequence[Any]
-    ) -> tuple[Counts, Damage]:
-        self._take(version, weights)
-        count_images("evaluate", len(ids))
-        return self.site.count(current, ids, lambda _: None), noted(self.site)
-
-    def mine(self, parts: Parts, shard: int) -> tuple[int, Damage]:
-        manifest = self.site.data.manifest
-        parts.write(manifest, shard, self.site.mine(shard, lambda _: None))
-        count_images("mine", manifest.shards[shard].samples)
-        return manifest.shards[shard].samples, noted(self.site)
-
-    def _take(self, version: int, weights: Sequence[Any]) -> None:
-        if version != self.version:
-            self.site.model.load_state_dict(ray.get(weights[0]))
-            self.version = version
 
 
 class FleetExecutor:

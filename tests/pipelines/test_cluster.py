@@ -67,6 +67,9 @@ with loopback_only():
 """
 
 
+WORKERS = "Scorer", "RayTrainWorker", "TrainController", "Mailbox"
+
+
 class Nodes:
     """A cluster: a head for drivers, and nodes of one CPU."""
 
@@ -244,27 +247,35 @@ ENDS = [
     ("score 1", signal.SIGKILL),
     ("purified: ACC, ASR", signal.SIGKILL),
 ]
+ALONE = 1  # the one with a cluster of its own
 
 
 def test_a_driver_that_is_ended_again_and_again_leaves_no_process_and_goes_on(
-    world: Any, expected: Path, run: Callable[..., Driver], tmp_path: Path
+    world: Any,
+    expected: Path,
+    start_nodes: Callable[[str], Nodes],
+    run: Callable[..., Driver],
+    tmp_path: Path,
 ) -> None:
+    """On a cluster that stays, and on one that it takes with it."""
+    nodes = start_nodes("ab")
     killed: set[tuple[int, str]] = set()
-    for phase, number in ENDS:
-        driver = run("local", "--set", "checkpoint_seconds=3600")
+    for index, (phase, number) in enumerate(ENDS):
+        address = "local" if index == ALONE else nodes.address
+        driver = run(address, "--set", "checkpoint_seconds=3600")
         driver.wait_for(f"{phase}: ")
-        processes = world.family(driver.process.pid)
-        assert len(processes) > 5
+        if index == ALONE:
+            killed = world.family(driver.process.pid)
+            assert len(killed) > 5
         driver.process.send_signal(number)
         if number == signal.SIGTERM:
             assert driver.end(60) == 1, driver.text
             assert "Stopped." in driver.text
-            world.wait_for_end_of(processes)
         else:
             assert driver.end(10) == -number
-            killed |= processes
-    last = run("local", "--set", "checkpoint_seconds=3600")
+    last = run(nodes.address, "--set", "checkpoint_seconds=3600")
     assert last.end() == 0, last.text
     world.same(tmp_path / "run", expected, losses=False)
-    # Ray's agents try for a while to reach the cluster's head, which is gone.
+    world.wait_for_end_of(world.family(nodes.process.pid), *WORKERS)
+    # Ray's agents try for a while to reach the head of a cluster that is gone.
     world.wait_for_end_of(killed, seconds=60.0)

@@ -205,7 +205,7 @@ def test_ranks_that_are_not_there_yet_can_be_given_up(
     nothing: Any = None
     ears = Ears(*[lambda *_: None] * 6, stop=lambda: stop)  # type: ignore[list-item]
     with pytest.raises(error):
-        finetune_on_ranks(nothing, nothing, replace(fleet.options, timeout=15.0), ears)
+        finetune_on_ranks(nothing, nothing, replace(fleet.options, timeout=5.0), ears)
     assert "ray-train" not in [thread.name for thread in threading.enumerate()]
     ray.kill(busy)
 
