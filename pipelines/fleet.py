@@ -272,6 +272,7 @@ def _rates(images: Mapping[int, int], seconds: float) -> str:
 def connected(options: FleetOptions) -> Iterator[Fleet]:
     """A fleet on the cluster of the options, or on one that is started for the block."""
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # 2: every round ends later
     if options.address is None:
         cpus = max(os.cpu_count() or 1, options.workers * max(1, options.cpus))
         with start_local(cpus=cpus, insecure=options.insecure):

@@ -825,6 +825,8 @@ def test_a_purification_is_submitted_and_ends_as_one_in_this_process(
 
 @pytest.mark.ray
 def test_a_real_job_is_left_followed_again_and_stopped(real: Real, tmp_path: Path) -> None:
+    # A shell has its background jobs ignore Ctrl+C, and what they start, too.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     first = subprocess.Popen(
         real.words("--name", "long", "--", "demo", "--out", str(tmp_path / "demo")),
         env=real.env, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
