@@ -1,7 +1,7 @@
 """The main job: an infected classifier in, a purified classifier and a list of suspects out."""
 
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -128,7 +128,8 @@ def purify(
             "rounds": worker.rounds,
         }
         if sieve is not None and scores is not None:
-            metrics["backdoor"] = _backdoor(worker.rounds[0]["classes"])
+            poisoned = worker.rounds[1]["poisoned"]
+            metrics["backdoor"] = {"found": bool(poisoned), "labels": poisoned}
             scores = sieve.ranking(scores, place)
         if scores is not None and sets.train is not None:
             write_suspects(out / SUSPECTS_NAME, sets.train.manifest, scores, sets.truth)
@@ -167,7 +168,7 @@ def _sieve(config: PurifyConfig, worker: RunWorker) -> Sieve:
     split = Split(np.zeros(len(labels), np.float32), ())
     if config.sieve.split:
         split = split_classes(worker.activations(), labels)
-    return Sieve(labels, manifest.num_classes, split, config.sieve, config.seed)
+    return Sieve(labels, manifest.num_classes, split, worker.activations, config.sieve, config.seed)
 
 
 def _rounds(config: PurifyConfig, sieve: Sieve | None) -> list[Round]:
@@ -177,9 +178,3 @@ def _rounds(config: PurifyConfig, sieve: Sieve | None) -> list[Round]:
     if config.method == "aft":
         return [Round(aft_stage(config.aft, augment, flip), "agreement", None)]
     return pbe_rounds(config.pbe, augment, flip)
-
-
-def _backdoor(classes: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """What the verdicts of Sieve say of the model as a whole."""
-    labels = [facts["label"] for facts in classes if facts["poisoned"] != "none"]
-    return {"found": bool(labels), "labels": labels}

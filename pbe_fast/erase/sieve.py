@@ -8,22 +8,25 @@ is trusted:
 1. *Split.* Classes whose images fall into two clusters in the infected model's activations are
    found (:mod:`pbe_fast.erase.split`). Nothing in them tells which cluster is poisoned, or whether
    either is: photographs of one sign form clusters, too.
-2. *Round 0* fine-tunes, adversarially at first, on a share of each class without what was split
-   off: the smaller cluster, or the whole class where the smaller one is too large to be outvoted
-   and few classes are like that.
-3. *Verdict.* The model of round 0 has not learned the label of what was left out. If it gives that
-   label nevertheless, the cluster was natural. Poisoned images it sees as what they show: another
-   label for most of them, and many different ones where a trigger brought them in from many
-   classes.
+2. *Round 0* fine-tunes, adversarially at first, on a share of each class. Classes that fell apart
+   are left out, or where they are many, as with a trigger for every label, their smaller clusters.
+3. *Verdict.* The model of round 0 has not learned the label of what was left out. Poisoned images
+   it sees as what they show: of a cluster alone, as another label for most; of a whole class, as
+   many different ones where a trigger brought them in from many classes. Where neither is plain,
+   the smaller cluster waits. A second look at the classes that seemed whole goes by the losses of
+   this model. What that finds is suspect where many classes are poisoned, and else waits, too.
 4. *Round 1* begins with the infected model's weights again, which are more accurate, and trains on
    all that is trusted, and on the suspects with the labels that the model of round 0 gives them:
-   triggered images with what they show are what unlearns a trigger best. Images of a poisoned
-   class that may belong to either cluster are not trained yet.
-5. *Round 2* goes on with the labels that the model of round 1 gives. In a poisoned class an image
-   that it takes for something else has become suspect, too, and a doubtful one that it does not is
-   trusted; so are clusters that it gives their own label.
+   triggered images with what they show are what unlearns a trigger best. What waits is not trained,
+   nor are images of a poisoned class that may belong to either cluster.
+5. *Second verdict.* What was not trained with its own label is poisoned if the model of round 1
+   gives another one to most of it, class by class; else it was natural, and is trusted.
+6. *Round 2* goes on with the labels that the model of round 1 gives. In a poisoned class an image
+   that it takes for something else has become suspect, too. A suspect that it takes for what it is
+   labelled is left out.
 """
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -34,7 +37,7 @@ from pbe_fast.config import SieveConfig
 from pbe_fast.data.augment import Augment
 from pbe_fast.erase.identify import Scores
 from pbe_fast.erase.progressive import Place, Round, Selection, first_subset
-from pbe_fast.erase.split import ClassSplit, Split
+from pbe_fast.erase.split import ClassSplit, Split, look_again
 from pbe_fast.randomness import permutation
 from pbe_fast.training import Stage
 
@@ -43,12 +46,15 @@ __all__ = ["Sieve"]
 Ids = npt.NDArray[np.int64]
 Mask = npt.NDArray[np.bool_]
 
-_OUTVOTED = 0.15  # of a class; a smaller cluster up to this may be left out alone
 _MOST_WHOLE = 1 / 3  # of all classes may be left out as a whole
+_MANY_POISONED = 1 / 3  # of all classes: then there is a trigger for every label
 _LEAST = 20  # images of a class in round 0, where it has so many
 _DISAGREE = 0.5  # of a cluster, with its label, to be poisoned
+_MORE = 0.3  # than of the other cluster, which may only be badly learned
 _DIVERSE = 1.5  # times as many labels, effectively
-_DOUBTFUL = 8.0  # nats of log odds, up to which an image of a poisoned class waits for round 1
+_MANY = 3.0  # labels, which the photographs of one sign do not get
+_DOUBTFUL = 8.0  # nats of log odds, up to which an image of a poisoned class waits
+_LIKELY = 2.0  # nats of log odds, from which on an image belongs to what the second look found
 
 
 @dataclass(frozen=True)
@@ -60,7 +66,7 @@ class Verdict:
         whole: whether all of it was left out of round 0.
         measured: of the smaller and the larger cluster, the share that gets another label, or where
             all was left out the number of different labels (e to the power of their entropy).
-        poisoned: ``smaller``, ``larger``, or ``none``.
+        poisoned: ``smaller``, ``larger``, or ``unclear``.
     """
 
     split: ClassSplit
@@ -76,6 +82,7 @@ class Sieve:
         labels: ``(N,)`` of the training set.
         num_classes: K.
         split: of the training set.
+        activations: that it was made from, ``(N, D)``; asked for once more after round 0.
     """
 
     def __init__(
@@ -83,17 +90,18 @@ class Sieve:
         labels: npt.NDArray[np.integer],
         num_classes: int,
         split: Split,
+        activations: Callable[[], Scores],
         config: SieveConfig,
         seed: int,
     ) -> None:
         self.labels, self.num_classes = labels.astype(np.int64), num_classes
-        self.split, self.config, self.seed = split, config, seed
+        self.split, self.activations = split, activations
+        self.config, self.seed = config, seed
         self._known = ~np.isnan(split.log_odds)
         self._second = split.log_odds > 0
         self._doubtful = np.abs(split.log_odds) < _DOUBTFUL
-        large = [c.label for c in split.classes if c.share > _OUTVOTED]
-        few = len(large) <= _MOST_WHOLE * num_classes
-        self._whole = set(large) if few else set()
+        few = len(split.classes) <= _MOST_WHOLE * num_classes
+        self._whole = {c.label for c in split.classes} if few else set[int]()
 
     def rounds(self, augment: Augment, flip: bool) -> list[Round]:
         """Round 0 on a share of what is trusted, rounds 1 and 2 on all of it and the suspects."""
@@ -143,14 +151,15 @@ class Sieve:
             seen = [outcome[mask, 1] for mask in self._clusters(split.label)]
             if whole:
                 small, large = (_effective(labels, self.num_classes) for labels in seen)
-                poisoned = "none"
-                if small > _DIVERSE * large:
+                poisoned = "unclear"
+                if small > max(_MANY, _DIVERSE * large):
                     poisoned = "smaller"
-                elif large > _DIVERSE * small:
+                elif large > max(_MANY, _DIVERSE * small):
                     poisoned = "larger"
             else:
                 small, large = (float((labels != split.label).mean()) for labels in seen)
-                poisoned = "smaller" if small > _DISAGREE else "none"
+                plain = small > _DISAGREE and small > large + _MORE
+                poisoned = "smaller" if plain else "unclear"
             verdicts.append(Verdict(split, whole, (small, large), poisoned))
         return verdicts
 
@@ -159,40 +168,57 @@ class Sieve:
         return here & self._second, here & ~self._second
 
     def judged(self, outcome: Scores, place: Place) -> Selection:
-        """After round 0: the clusters that are poisoned are suspect."""
-        suspects, doubtful = np.zeros((2, len(self.labels)), bool)
-        verdicts = self.verdicts(outcome) if self.config.split else []
-        for verdict in verdicts:
-            small, large = self._clusters(verdict.split.label)
-            if verdict.poisoned != "none":
-                bad, good = (small, large) if verdict.poisoned == "smaller" else (large, small)
-                suspects |= bad
-                doubtful |= good & self._doubtful
+        """After round 0: clusters that are plainly poisoned are suspect, others wait."""
         if not self.config.split:
             suspects = self._known & (outcome[:, 1] != self.labels)
-        facts = [_facts(verdict) for verdict in verdicts]
-        return self._selection(suspects, doubtful, outcome, classes=facts)
+            return self._selection(suspects, np.zeros_like(suspects), outcome)
+        suspects, waiting = np.zeros((2, len(self.labels)), bool)
+        verdicts = self.verdicts(outcome)
+        for verdict in verdicts:
+            small, large = self._clusters(verdict.split.label)
+            if verdict.poisoned == "unclear":
+                waiting |= small
+            else:
+                bad, good = (small, large) if verdict.poisoned == "smaller" else (large, small)
+                suspects |= bad
+                waiting |= good & self._doubtful
+        again = look_again(self.activations(), self.labels, self.split, outcome[:, 0])
+        likely = again.log_odds > _LIKELY
+        plain = sum(verdict.poisoned != "unclear" for verdict in verdicts)
+        if plain > _MANY_POISONED * self.num_classes:
+            suspects |= likely
+        else:
+            waiting |= likely
+        return self._selection(
+            suspects,
+            waiting,
+            outcome,
+            classes=[_facts(verdict) for verdict in verdicts],
+            second_look=[asdict(found) for found in again.classes],
+        )
 
     def judged_again(self, outcome: Scores, place: Place) -> Selection:
         """After round 1, class by class, with a model that has learned all labels."""
-        suspects = self.suspects(place)
+        left = self.suspects(place)
         differs = self._known & (outcome[:, 1] != self.labels)
-        for label in np.unique(self.labels[suspects]):
+        suspects = np.zeros_like(left)
+        poisoned = []
+        for label in np.unique(self.labels[left]).tolist():
             here = self.labels == label
-            poisoned = differs[suspects & here].mean() > _DISAGREE
-            still = differs | (suspects & ~self._doubtful)
-            suspects[here] = still[here] if poisoned else False
-        return self._selection(suspects, np.zeros_like(suspects), outcome)
+            sure = left & here & ~self._doubtful
+            if differs[sure if sure.any() else left & here].mean() > _DISAGREE:
+                suspects |= here & (left | differs)
+                poisoned.append(label)
+        return self._selection(suspects, np.zeros_like(left), outcome, poisoned=poisoned)
 
-    def _selection(
-        self, suspects: Mask, doubtful: Mask, outcome: Scores, **facts: Any
-    ) -> Selection:
+    def _selection(self, suspects: Mask, waiting: Mask, outcome: Scores, **facts: Any) -> Selection:
         """What is trusted, and the suspects with the labels that they get, where those differ."""
         labels = self.labels.copy()
         changed = suspects & (outcome[:, 1] != labels) & self.config.relabel
         labels[changed] = outcome[changed, 1].astype(np.int64)
-        ids = np.flatnonzero(changed | (self._known & ~suspects & ~doubtful))
-        counts = {"suspects": int(suspects.sum()), "relabelled": int(changed.sum())}
+        ids = np.flatnonzero(changed | (self._known & ~suspects & ~waiting))
+        masks = {"suspects": suspects, "relabelled": changed, "waiting": waiting}
+        counts = {name: int(mask.sum()) for name, mask in masks.items()}
         return Selection(ids, labels[ids], {**facts, **counts})
 
     def suspects(self, place: Place) -> Mask:

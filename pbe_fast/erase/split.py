@@ -6,6 +6,10 @@ class the infected model's activations fall into two clusters (activation cluste
 al. 2021; SPECTRE, Hayase et al. 2021). Here: a mixture of two Gaussians along the first principal
 component of each class' whitened activations, where a class that falls apart counts as two, so that
 its trigger does not whiten itself away.
+
+Where the trigger differs from image to image, the first principal component may be another one. A
+second look (:func:`look_again`) goes along the direction to the images whose label a model that is
+partly purified finds least likely.
 """
 
 from dataclasses import dataclass
@@ -13,10 +17,11 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["ClassSplit", "Split", "split_classes"]
+__all__ = ["ClassSplit", "Split", "look_again", "split_classes"]
 
+Features = npt.NDArray[np.floating]
 Floats = npt.NDArray[np.float64]
-Labels = npt.NDArray[np.int64]
+Ids = npt.NDArray[np.int64]
 Mask = npt.NDArray[np.bool_]
 
 _LEAST = 20  # images of a class that can be split
@@ -26,6 +31,12 @@ _RIDGE = 1e-2  # of the mean variance
 _PASSES = 3
 _SMOOTH = 0.05  # least standard deviation of a cluster, of the whole class' one
 _MOST = 50.0  # nats of log odds
+# The second look. On drawn signs classes without poison gained up to 0.05, the others from 0.17 on.
+_GAIN_AGAIN = 0.1
+_SEPARATION_AGAIN = 2.0
+_HARD = 0.1  # of a class, its images with the highest losses
+_FOLDS = 5
+_TINY = 1e-12
 
 
 @dataclass(frozen=True)
@@ -59,7 +70,7 @@ class Split:
     classes: tuple[ClassSplit, ...]
 
 
-def split_classes(features: npt.NDArray[np.floating], labels: npt.NDArray[np.integer]) -> Split:
+def split_classes(features: Features, labels: npt.NDArray[np.integer]) -> Split:
     """Find the classes whose images fall into two clusters.
 
     Args:
@@ -67,54 +78,120 @@ def split_classes(features: npt.NDArray[np.floating], labels: npt.NDArray[np.int
             to an image that could not be read.
         labels: ``(N,)``, as the training set has them.
     """
-    log_odds = np.full(len(labels), np.nan, np.float32)
-    known = np.isfinite(features).all(1)
-    if not known.any():
-        return Split(log_odds, ())
-    x = features[known].astype(np.float64)
-    x = (x - x.mean(0)) / (x.std(0) + 1e-6)
-    y = labels[known].astype(np.int64)
-    members = {int(label): np.flatnonzero(y == label) for label in np.unique(y)}
-    second = np.zeros(len(y), bool)  # in the smaller cluster of its class
+    space = _Space.of(features, labels)
+    second = np.zeros(len(labels), bool)  # in the smaller cluster of its class
     found: dict[int, _Mixture] = {}
-    for _ in range(_PASSES):
-        whitener = _whitener(_residuals(x, y, second), y)
-        found, second = {}, np.zeros(len(y), bool)
-        for label, ids in members.items():
-            mixture = _first_component(x[ids] @ whitener) if len(ids) >= _LEAST else None
+    for _ in range(_PASSES if space.members else 0):
+        whitener = space.whitener(second)
+        found, second = {}, np.zeros(len(labels), bool)
+        for label, ids in space.large():
+            mixture = _two_gaussians(_first_component(space.rows(ids) @ whitener))
             if mixture and mixture.gain > _GAIN and mixture.separation > _SEPARATION:
                 found[label] = mixture
                 second[ids] = mixture.odds > 0
-    odds = np.full(len(y), -_MOST)
-    classes = []
-    for label, mixture in found.items():
-        ids = members[label]
-        odds[ids] = np.clip(mixture.odds, -_MOST, _MOST)
-        share = float((mixture.odds > 0).mean())
-        classes.append(ClassSplit(label, share, mixture.gain, mixture.separation))
-    log_odds[known] = odds
-    return Split(log_odds, tuple(classes))
+    return space.split(found)
 
 
-def _residuals(x: Floats, y: Labels, second: Mask) -> Floats:
-    """What is left when each cluster's mean is taken away."""
-    _, cluster = np.unique(2 * y + second, return_inverse=True)
-    order = np.argsort(cluster, kind="stable")
-    sizes = np.bincount(cluster)
-    means = np.add.reduceat(x[order], np.cumsum(sizes) - sizes) / sizes[:, None]
-    residuals: Floats = x - means[cluster]
-    return residuals
+def look_again(
+    features: Features,
+    labels: npt.NDArray[np.integer],
+    split: Split,
+    losses: npt.NDArray[np.floating],
+) -> Split:
+    """Look at the classes that seemed whole along the direction to their hardest images.
+
+    Args:
+        features, labels: as for :func:`split_classes`.
+        split: what that has found.
+        losses: ``(N,)`` of the labels, by a model that did not learn most of the poison.
+
+    Returns:
+        the classes that fall apart now, without those that did before.
+    """
+    space = _Space.of(features, labels)
+    found: dict[int, _Mixture] = {}
+    whitener = space.whitener(split.log_odds > 0) if space.members else np.empty((0, 0))
+    for label, ids in space.large():
+        if any(label == known.label for known in split.classes):
+            continue
+        here = np.nan_to_num(losses[ids])
+        hard = here > np.quantile(here, 1 - _HARD)
+        if min(hard.sum(), (~hard).sum()) < _FOLDS:
+            continue
+        mixture = _two_gaussians(_towards(space.rows(ids) @ whitener, hard))
+        if not mixture or mixture.odds[hard].mean() < mixture.odds[~hard].mean():
+            continue  # the smaller cluster is the easier one
+        if mixture.gain > _GAIN_AGAIN and mixture.separation > _SEPARATION_AGAIN:
+            found[label] = mixture
+    return space.split(found)
 
 
-def _whitener(residuals: Floats, y: Labels) -> Floats:
-    """``(D, D)``; makes the covariance of residuals the identity, all classes counting alike."""
-    weights = 1 / np.sqrt(np.bincount(y).clip(1))[y]
-    scaled = residuals * weights[:, None]
-    covariance = scaled.T @ scaled / len(np.unique(y))
-    covariance += _RIDGE * np.trace(covariance) / len(covariance) * np.eye(len(covariance))
-    values, vectors = np.linalg.eigh(covariance)
-    whitener: Floats = vectors / np.sqrt(values)
-    return whitener
+@dataclass(frozen=True)
+class _Space:
+    """Standardised activations, a class at a time: all of them at once take too much memory.
+
+    Attributes:
+        members: the ids of each class, of images that could be read.
+    """
+
+    features: Features
+    members: dict[int, Ids]
+    mean: Floats
+    deviation: Floats
+
+    @classmethod
+    def of(cls, features: Features, labels: npt.NDArray[np.integer]) -> "_Space":
+        order = np.argsort(labels, kind="stable")
+        values, starts = np.unique(labels[order], return_index=True)
+        members = {}
+        total, squares = np.zeros((2, features.shape[1]))
+        for label, ids in zip(values.tolist(), np.split(order, starts[1:]), strict=True):
+            rows = features[ids].astype(np.float64)
+            known = np.isfinite(rows).all(1)
+            if known.any():
+                members[int(label)] = ids[known]
+                total += rows[known].sum(0)
+                squares += (rows[known] ** 2).sum(0)
+        count = max(1, sum(map(len, members.values())))
+        mean = total / count
+        deviation = np.sqrt(np.maximum(squares / count - mean**2, 0)) + 1e-6
+        return cls(features, members, mean, deviation)
+
+    def rows(self, ids: Ids) -> Floats:
+        """``(n, D)``."""
+        rows: Floats = (self.features[ids].astype(np.float64) - self.mean) / self.deviation
+        return rows
+
+    def large(self) -> list[tuple[int, Ids]]:
+        """Classes that can be split, with their ids."""
+        return [(label, ids) for label, ids in self.members.items() if len(ids) >= _LEAST]
+
+    def whitener(self, second: Mask) -> Floats:
+        """``(D, D)``; makes the covariance within clusters the identity, classes counting alike."""
+        covariance = np.zeros((len(self.mean), len(self.mean)))
+        for ids in self.members.values():
+            rows = self.rows(ids)
+            for cluster in (second[ids], ~second[ids]):
+                if cluster.any():
+                    rows[cluster] -= rows[cluster].mean(0)
+            covariance += rows.T @ rows / len(ids)
+        covariance /= len(self.members)
+        ridge = _RIDGE * np.trace(covariance) / len(covariance) + _TINY
+        covariance += ridge * np.eye(len(covariance))
+        values, vectors = np.linalg.eigh(covariance)
+        whitener: Floats = vectors / np.sqrt(values)
+        return whitener
+
+    def split(self, found: "dict[int, _Mixture]") -> Split:
+        """As it is handed out."""
+        log_odds = np.full(len(self.features), np.nan, np.float32)
+        for label, ids in self.members.items():
+            log_odds[ids] = found[label].odds.clip(-_MOST, _MOST) if label in found else -_MOST
+        classes = (
+            ClassSplit(label, float((m.odds > 0).mean()), m.gain, m.separation)
+            for label, m in found.items()
+        )
+        return Split(log_odds, tuple(classes))
 
 
 @dataclass(frozen=True)
@@ -126,21 +203,38 @@ class _Mixture:
     separation: float
 
 
-def _first_component(z: Floats) -> _Mixture | None:
+def _first_component(z: Floats) -> Floats:
+    """``(n,)``: where each row lies along the direction in which they differ most."""
     centred = z - z.mean(0)
     # Of the smaller one of the two products, which has the same values.
     if len(z) < z.shape[1]:
         _, vectors = np.linalg.eigh(centred @ centred.T)
-        along = vectors[:, -1]
+        along: Floats = vectors[:, -1]
     else:
         _, vectors = np.linalg.eigh(centred.T @ centred)
         along = centred @ vectors[:, -1]
-    return _two_gaussians(along)
+    return along
+
+
+def _towards(z: Floats, hard: Mask) -> Floats:
+    """``(n,)``: where each row lies along the direction from the other rows to some.
+
+    The direction is another one for each fold, and made from the other folds: a row would pull it
+    towards itself.
+    """
+    fold, along = np.empty(len(z), int), np.empty(len(z))
+    for part in (hard, ~hard):
+        fold[part] = np.arange(part.sum()) % _FOLDS
+    for index in range(_FOLDS):
+        rest = fold != index
+        direction = z[rest & hard].mean(0) - z[rest & ~hard].mean(0)
+        along[~rest] = z[~rest] @ direction / (np.linalg.norm(direction) + _TINY)
+    return along
 
 
 def _two_gaussians(values: Floats, steps: int = 100) -> _Mixture | None:
     """Expectation maximisation from several cuts; the best one that does not shrink to nothing."""
-    u = (values - values.mean()) / values.std()
+    u = (values - values.mean()) / (values.std() + _TINY)
     best: _Mixture | None = None
     for cut in (0.05, 0.1, 0.3, 0.5, 0.7, 0.9, 0.95):
         share = (u > np.quantile(u, cut)).astype(float)

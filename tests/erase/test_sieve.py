@@ -21,7 +21,18 @@ def _sieve(shares: dict[int, float], **settings: object) -> Sieve:
     odds[-1] = np.nan
     classes = tuple(ClassSplit(label, share, 1.0, 9.0) for label, share in shares.items())
     config = SieveConfig.model_validate(settings)
-    return Sieve(LABELS, CLASSES, Split(odds, classes), config, seed=0)
+    return Sieve(LABELS, CLASSES, Split(odds, classes), _activations, config, seed=0)
+
+
+def _activations() -> np.ndarray:
+    """Nothing to be found in them, but in class 5: its images 510 to 529 are a cluster."""
+    features = np.random.default_rng(0).normal(size=(len(LABELS), 3))
+    features[500:, 1] *= 8  # which the first look would see
+    features[510:530, 0] += 9 * SECOND_LOOK
+    return features
+
+
+SECOND_LOOK = False
 
 
 def _outcome(changes: dict[int, int] | None = None) -> np.ndarray:
@@ -40,14 +51,14 @@ def _place(ids: np.ndarray, labels: np.ndarray | None = None) -> Place:
 def test_the_first_subset_is_a_share_of_each_class_without_what_was_split_off() -> None:
     first = _sieve({1: 0.1, 4: 0.4}, initial_fraction=0.5).first()
     assert (np.diff(first) > 0).all()
-    assert np.bincount(LABELS[first], minlength=6).tolist() == [50, 45, 50, 50, 0, 50]
-    assert not np.isin(first, np.arange(100, 110)).any()
+    assert np.bincount(LABELS[first], minlength=6).tolist() == [50, 0, 50, 50, 0, 50]
     assert 599 not in first
 
 
 def test_where_many_classes_are_split_the_smaller_clusters_are_left_out() -> None:
-    first = _sieve(dict.fromkeys(range(3), 0.3), initial_fraction=0.5).first()
-    assert np.bincount(LABELS[first], minlength=6).tolist() == [35, 35, 35, 50, 50, 50]
+    first = _sieve({0: 0.3, 1: 0.1, 2: 0.3}, initial_fraction=0.5).first()
+    assert np.bincount(LABELS[first], minlength=6).tolist() == [35, 45, 35, 50, 50, 50]
+    assert not np.isin(first, np.arange(100, 110)).any()
 
 
 def test_small_classes_are_taken_whole() -> None:
@@ -55,17 +66,24 @@ def test_small_classes_are_taken_whole() -> None:
     assert np.bincount(LABELS[first]).tolist() == [20] * 6
 
 
-def test_a_cluster_that_gets_its_label_unseen_is_natural() -> None:
-    sieve = _sieve({1: 0.1, 2: 0.1})
-    outcome = _outcome(dict.fromkeys(range(200, 206), 5) | dict.fromkeys(range(100, 105), 0))
-    one, two = sieve.verdicts(outcome)
-    assert (one.poisoned, two.poisoned) == ("none", "smaller")
-    assert two.measured == pytest.approx((0.6, 0.0))
+def test_a_cluster_that_gets_other_labels_unseen_is_suspect_and_another_one_waits() -> None:
+    """Class 3 as a whole is badly learned, so that its cluster means nothing."""
+    sieve = _sieve({1: 0.1, 2: 0.1, 3: 0.1})
+    badly = dict.fromkeys([*range(300, 308), *range(310, 370)], 4)
+    outcome = _outcome(
+        dict.fromkeys(range(200, 206), 5) | dict.fromkeys(range(100, 105), 0) | badly
+    )
+    verdicts = sieve.verdicts(outcome)
+    assert [v.poisoned for v in verdicts] == ["unclear", "smaller", "unclear"]
+    assert verdicts[1].measured == pytest.approx((0.6, 0.0))
+    assert verdicts[2].measured == pytest.approx((0.8, 60 / 90))
     chosen = sieve.judged(outcome, _place(sieve.first()))
     assert chosen.labels is not None
     assert (chosen.labels[np.isin(chosen.ids, np.arange(200, 206))] == 5).all()
-    assert np.setdiff1d(np.arange(600), chosen.ids).tolist() == [*range(206, 210), 599]
-    assert (chosen.facts["suspects"], chosen.facts["relabelled"]) == (10, 6)
+    left = [*range(100, 110), *range(206, 210), *range(300, 310), 599]
+    assert np.setdiff1d(np.arange(600), chosen.ids).tolist() == left
+    counts = {name: chosen.facts[name] for name in ("suspects", "relabelled", "waiting")}
+    assert counts == {"suspects": 10, "relabelled": 6, "waiting": 20}
     json.dumps(chosen.facts)
 
 
@@ -74,7 +92,8 @@ def test_a_cluster_that_gets_its_label_unseen_is_natural() -> None:
     [
         ([0, 2, 3, 5], [0], "smaller"),
         ([0], [0, 2, 3, 5], "larger"),
-        ([0, 2], [3, 5], "none"),
+        ([0, 2], [0], "unclear"),  # too few
+        ([0, 2, 3, 4], [0, 3, 5], "unclear"),
     ],
 )
 def test_of_a_whole_class_the_cluster_that_shows_many_classes_is_poisoned(
@@ -90,8 +109,36 @@ def test_of_a_whole_class_the_cluster_that_shows_many_classes_is_poisoned(
     assert verdict.measured == pytest.approx((len(small), len(large)), rel=0.01)
     chosen = sieve.judged(outcome, _place(sieve.first()))
     suspects = sieve.suspects(_place(chosen.ids, chosen.labels))
-    expected = {"smaller": range(100, 140), "larger": range(140, 200), "none": range(0)}[poisoned]
+    expected = range(140, 200) if poisoned == "larger" else range(100, 140)
     assert np.flatnonzero(suspects).tolist() == list(expected)
+    assert chosen.facts["waiting"] == (40 if poisoned == "unclear" else 0)
+
+
+def test_what_a_second_look_finds_waits_or_is_suspect_where_many_are(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(globals(), "SECOND_LOOK", True)
+    sieve = _sieve(dict.fromkeys(range(3), 0.1))
+    outcome = _outcome(dict.fromkeys([*range(10), *range(100, 110), *range(510, 520)], 3))
+    for more in (range(0), range(200, 210)):
+        outcome[more] = 4.0, 3.0
+        facts = sieve.judged(outcome, _place(sieve.first())).facts
+        assert [c["label"] for c in facts["second_look"]] == [5]
+        found = facts["suspects"] - 20 - len(more), facts["waiting"] - 10 + len(more)
+        assert found == ((0, 20) if not more else (20, 0))
+
+
+def test_what_a_second_look_finds_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    outcome = _outcome(dict.fromkeys(range(510, 520), 3))
+    for found in (False, True):
+        monkeypatch.setitem(globals(), "SECOND_LOOK", found)
+        sieve = _sieve({})
+        chosen = sieve.judged(outcome, _place(sieve.first()))
+        assert [c["label"] for c in chosen.facts["second_look"]] == [5] * found
+        waiting = np.setdiff1d(np.arange(599), chosen.ids)
+        assert (np.isin(waiting, np.arange(510, 530)).sum() > 18) == found
+        assert len(waiting) < 24
+        assert (chosen.facts["suspects"], chosen.facts["waiting"]) == (0, len(waiting))
 
 
 def test_a_better_model_judges_again() -> None:
@@ -101,7 +148,7 @@ def test_a_better_model_judges_again() -> None:
     outcome = _outcome(dict.fromkeys([*range(100, 108), 150, 300], 5))
     chosen = sieve.judged_again(outcome, _place(trusted))
     assert chosen.labels is not None
-    assert chosen.facts == {"suspects": 11, "relabelled": 9}
+    assert chosen.facts == {"suspects": 11, "relabelled": 9, "waiting": 0, "poisoned": [1]}
     assert np.setdiff1d(np.arange(599), chosen.ids).tolist() == [108, 109]
     changed = np.isin(chosen.ids, [*range(100, 108), 150])
     assert (chosen.labels[changed] == 5).all()
@@ -117,20 +164,24 @@ def test_a_better_model_judges_again() -> None:
     assert ranking[300] < ranking[301]  # another label is likelier, in a class that is whole
 
 
-def test_doubtful_images_of_a_poisoned_class_wait_for_a_better_model() -> None:
-    sieve = _sieve({1: 0.1, 2: 0.1})
-    sieve.split.log_odds[[108, 150, 151, 250]] = 2, -2, -2, -2  # class 2 will be natural
-    sieve = Sieve(LABELS, CLASSES, sieve.split, sieve.config, seed=0)
+def test_doubtful_images_of_a_poisoned_class_stay_away_and_have_no_vote() -> None:
+    """What a trigger may be in is not learned as labelled, though a model may fall for it."""
+    odds = _sieve({0: 0.1, 1: 0.1, 2: 0.1}).split
+    odds.log_odds[[108, *range(150, 170), 250]] = [2, *[-2] * 20, -2]
+    sieve = Sieve(LABELS, CLASSES, odds, _activations, SieveConfig(), seed=0)
     outcome = _outcome(dict.fromkeys(range(100, 110), 5))
     first = sieve.judged(outcome, _place(sieve.first()))
-    assert np.setdiff1d(np.arange(599), first.ids).tolist() == [150, 151]
+    waiting = [*range(10), *range(150, 170), *range(200, 210)]
+    assert np.setdiff1d(np.arange(599), first.ids).tolist() == waiting
 
     outcome = _outcome(dict.fromkeys([*range(100, 108), 151], 5))
     second = sieve.judged_again(outcome, _place(first.ids, first.labels))
     assert second.labels is not None
-    assert np.setdiff1d(np.arange(599), second.ids).tolist() == [109]
+    assert second.facts["poisoned"] == [1]
+    left = [108, 109, 150, *range(152, 170)]
+    assert np.setdiff1d(np.arange(599), second.ids).tolist() == left
     suspects = sieve.suspects(_place(second.ids, second.labels))
-    assert np.flatnonzero(suspects).tolist() == [*range(100, 108), 109, 151]
+    assert np.flatnonzero(suspects).tolist() == [*range(100, 110), *range(150, 170)]
 
 
 def test_suspects_can_be_left_out_instead() -> None:

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pbe_fast.erase.split import split_classes
+from pbe_fast.erase.split import look_again, split_classes
 
 WIDTH = 24
 
@@ -93,6 +93,52 @@ def test_small_classes_and_nothing_at_all_are_left_alone() -> None:
     nothing = split_classes(np.full((5, WIDTH), np.nan), np.zeros(5, int))
     assert nothing.classes == ()
     assert np.isnan(nothing.log_odds).all()
+
+
+def test_activations_that_are_all_alike_are_no_clusters() -> None:
+    features, labels = np.ones((80, WIDTH), np.float16), np.repeat([0, 1], 40)
+    split = split_classes(features, labels)
+    assert split.classes == ()
+    assert look_again(features, labels, split, np.arange(80.0)).classes == ()
+
+
+def _faint(seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Class 1 holds a cluster, but its images differ more along another direction.
+
+    Returns:
+        features, labels, which are in the cluster, and losses that are higher there on average.
+    """
+    random = np.random.default_rng(seed)
+    labels = random.permutation(np.repeat(np.arange(4), 300))
+    planted = np.zeros(1200, bool)
+    planted[np.flatnonzero(labels == 1)[::8]] = True
+    features = random.normal(0, 1, (1200, WIDTH))
+    features[labels == 1, 1] *= 8
+    features[planted, 0] += 9
+    losses = random.exponential(1.0, 1200) + 3 * planted
+    return features.astype(np.float16), labels, planted, losses
+
+
+@settings(max_examples=10, deadline=None)
+@given(seed=st.integers(0, 10_000))
+def test_a_second_look_finds_what_the_hardest_images_point_to(seed: int) -> None:
+    features, labels, planted, losses = _faint(seed)
+    split = split_classes(features, labels)
+    assert split.classes == ()
+    again = look_again(features, labels, split, losses)
+    assert [c.label for c in again.classes] == [1]
+    found = again.log_odds > 0
+    assert planted[found].mean() > 0.9
+    assert found[planted].mean() > 0.9
+
+
+@settings(max_examples=10, deadline=None)
+@given(seed=st.integers(0, 10_000))
+def test_a_second_look_finds_nothing_where_losses_mean_nothing(seed: int) -> None:
+    features, labels, _ = _activations(150, {}, seed)
+    split = split_classes(features, labels)
+    losses = np.random.default_rng(seed).exponential(1.0, len(labels))
+    assert look_again(features, labels, split, losses).classes == ()
 
 
 def test_the_order_of_images_does_not_matter() -> None:
