@@ -14,7 +14,8 @@ is trusted:
    it sees as what they show: of a cluster alone, as another label for most; of a whole class, as
    many different ones where a trigger brought them in from many classes. Where neither is plain,
    the smaller cluster waits. A second look at the classes that seemed whole goes by the losses of
-   this model. What that finds is suspect where many classes are poisoned, and else waits, too.
+   this model, and what that finds waits, too. Where many classes are plainly poisoned, there is a
+   trigger for every label, and what would wait is suspect.
 4. *Round 1* begins with the infected model's weights again, which are more accurate, and trains on
    all that is trusted, and on the suspects with the labels that the model of round 0 gives them:
    triggered images with what they show are what unlearns a trigger best. What waits is not trained,
@@ -183,12 +184,11 @@ class Sieve:
                 suspects |= bad
                 waiting |= good & self._doubtful
         again = look_again(self.activations(), self.labels, self.split, outcome[:, 0])
-        likely = again.log_odds > _LIKELY
+        waiting |= again.log_odds > _LIKELY
         plain = sum(verdict.poisoned != "unclear" for verdict in verdicts)
         if plain > _MANY_POISONED * self.num_classes:
-            suspects |= likely
-        else:
-            waiting |= likely
+            suspects |= waiting & (self._second | (again.log_odds > _LIKELY))
+            waiting &= ~suspects
         return self._selection(
             suspects,
             waiting,
