@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-slow test-gpu check bench bench-gpu clean
+.PHONY: demo test test-slow test-gpu check bench bench-gpu study clean
 
 .venv/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -37,6 +37,11 @@ bench: .venv/.bench
 
 bench-gpu: .venv/.bench
 	$(BIN)/python -m bench.run runs/bench --device cuda
+
+# Every method against every attack on drawn signs, from nothing; days on two cores, and it goes on
+# where it stopped. With a cluster: python -m bench.study runs/study --ray auto
+study: .venv/.bench
+	$(BIN)/python -m bench.study runs/study
 
 clean:
 	rm -rf .venv runs

@@ -227,25 +227,28 @@ class RunWorker:
              device.layout, str(self.config.data.image_size), str(self.config.eval_batch_size)]
         )  # fmt: skip
         files = ScoreFiles(self.run.path / SCORES_NAME / name, key, look)
-        found = {shard: files.read(manifest, shard) for shard in range(len(manifest.shards))}
-        missing = [shard for shard, scores in found.items() if scores is None]
+        shards = range(len(manifest.shards))
+        missing = [shard for shard in shards if files.read(manifest, shard) is None]
         left = sum(manifest.shards[shard].samples for shard in missing)
         self.progress.phase(
             f"score {name.removeprefix('round-')}", len(manifest), len(manifest) - left
         )
         with self.clock.time("score", left):
             self.executor.score(files, missing, self.progress, self.stop)
-        parts = []
-        for shard, scores in found.items():
-            part = files.read(manifest, shard) if scores is None else scores
+        scores, done = np.empty(0, np.float32), 0
+        for shard in shards:
+            part = files.read(manifest, shard)
             if part is None:
                 raise RunDirectoryError(
                     f"{files.path(shard)}: the scores of {manifest.shards[shard].name} were "
                     "written but cannot be read back. Every worker and the driver must see the "
                     "same --out (a shared file system)."
                 )
-            parts.append(part)
-        return np.concatenate(parts) if parts else np.empty(0, np.float32)
+            if not done:  # in one piece at once: activations are gigabytes
+                scores = np.empty((len(manifest), *part.shape[1:]), part.dtype)
+            scores[done : done + len(part)] = part
+            done += len(part)
+        return scores
 
     def whole_test(self, current: bool, phase: str) -> Accuracy | None:
         """ACC and ASR on all test images; None without them."""

@@ -174,7 +174,7 @@ class SieveConfig(SgdConfig):
     """Sieve: progressive erasing after a split of the classes, without a clean set."""
 
     lr: float = Field(0.05, gt=0, description="at the start of a round; falls to zero by a cosine")
-    epochs: int = Field(2, ge=1, description="of each round after the first")
+    epochs: int = Field(4, ge=1, description="of each round after the first")
     initial_fraction: Fraction = Field(
         0.2, gt=0, le=1, description="of each class, of what is beyond suspicion, in round 0"
     )

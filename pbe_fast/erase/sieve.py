@@ -231,9 +231,14 @@ class Sieve:
         return suspects
 
     def ranking(self, outcome: Scores, place: Place) -> Scores:
-        """``(N,)`` in [-1, 0], high for clean: by the loss of the label, suspects below -0.5."""
+        """``(N,)`` in [-1, 0], high for clean: by the loss of the label, suspects below -0.5.
+
+        Doubtful images that the purified model takes for what they are labelled are not suspect,
+        though they were left out.
+        """
         loss = outcome[:, 0].astype(np.float64)
-        return (-(loss / (1 + loss) + self.suspects(place)) / 2).astype(np.float32)
+        suspects = self.suspects(place) & ((outcome[:, 1] != self.labels) | ~self._doubtful)
+        return (-(loss / (1 + loss) + suspects) / 2).astype(np.float32)
 
 
 def _effective(seen: npt.NDArray[np.floating], num_classes: int) -> float:

@@ -183,6 +183,8 @@ def test_doubtful_images_of_a_poisoned_class_stay_away_and_have_no_vote() -> Non
     assert np.setdiff1d(np.arange(599), second.ids).tolist() == left
     suspects = sieve.suspects(_place(second.ids, second.labels))
     assert np.flatnonzero(suspects).tolist() == [*range(100, 110), *range(150, 170)]
+    ranking = sieve.ranking(outcome, _place(second.ids, second.labels))
+    assert np.flatnonzero(ranking < -0.5).tolist() == [*range(100, 108), 109, 151]
 
 
 def test_suspects_can_be_left_out_instead() -> None:
@@ -195,7 +197,7 @@ def test_suspects_can_be_left_out_instead() -> None:
 def test_rounds() -> None:
     rounds = _sieve({}).rounds("none", flip=False)
     stages = [r.stage for r in rounds]
-    assert [(s.epochs, s.lr) for s in stages] == [(5, 0.1), (2, 0.05), (2, 0.05)]
+    assert [(s.epochs, s.lr) for s in stages] == [(5, 0.1), (4, 0.05), (4, 0.05)]
     assert [s.adversarial_epochs for s in stages] == [1, 0, 0]
     assert [r.fresh for r in rounds] == [False, True, False]
 
