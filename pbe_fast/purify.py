@@ -129,7 +129,8 @@ def purify(
         }
         if sieve is not None and scores is not None:
             poisoned = worker.rounds[1]["poisoned"]
-            metrics["backdoor"] = {"found": bool(poisoned), "labels": poisoned}
+            kept = sieve.kept(scores, place)
+            metrics["backdoor"] = {"found": bool(poisoned), "labels": poisoned, "kept": kept}
             scores = sieve.ranking(scores, place)
         if scores is not None and sets.train is not None:
             write_suspects(out / SUSPECTS_NAME, sets.train.manifest, scores, sets.truth)

@@ -230,6 +230,14 @@ class Sieve:
         suspects[own] = False
         return suspects
 
+    def kept(self, outcome: Scores, place: Place) -> float | None:
+        """The share of the suspects that a model still gives the label they came with.
+
+        What shows without a trigger whether a backdoor is gone; None where nothing is suspect.
+        """
+        suspects = self.suspects(place) & ~self._doubtful
+        return float((outcome[:, 1] == self.labels)[suspects].mean()) if suspects.any() else None
+
     def ranking(self, outcome: Scores, place: Place) -> Scores:
         """``(N,)`` in [-1, 0], high for clean: by the loss of the label, suspects below -0.5.
 
@@ -238,7 +246,8 @@ class Sieve:
         """
         loss = outcome[:, 0].astype(np.float64)
         suspects = self.suspects(place) & ((outcome[:, 1] != self.labels) | ~self._doubtful)
-        return (-(loss / (1 + loss) + suspects) / 2).astype(np.float32)
+        ranking: Scores = (-(loss / (1 + loss) + suspects) / 2).astype(np.float32)
+        return ranking
 
 
 def _effective(seen: npt.NDArray[np.floating], num_classes: int) -> float:

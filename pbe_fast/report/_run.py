@@ -75,10 +75,14 @@ class ModelMetrics(Record):
 
 
 class BackdoorMetrics(Record):
-    """Whether the training set's images gave a backdoor away, and in which classes."""
+    """Whether the training set's images gave a backdoor away, and in which classes.
+
+    ``kept`` is the share of suspects that the purified model gives the label they came with.
+    """
 
     found: bool
     labels: tuple[Count, ...] = ()
+    kept: MaybeFraction = None
 
 
 class Metrics(Record):

@@ -91,7 +91,13 @@ def backdoor_words(metrics: Metrics) -> str | None:
     labels = metrics.backdoor.labels
     listed = ", ".join(str(label) for label in labels[:20]) + (", …" if len(labels) > 20 else "")
     what = "class" if len(labels) == 1 else f"{len(labels):,} classes:"
-    return f"A backdoor was found: images that show something else in {what} {listed}."
+    said = f"A backdoor was found: images that show something else in {what} {listed}."
+    kept = metrics.backdoor.kept
+    if kept is None:
+        return said
+    return (
+        f"{said} The purified model still gives {percent(kept)} of them the label they came with."
+    )
 
 
 def attack_words(attack: Mapping[str, Any]) -> str:

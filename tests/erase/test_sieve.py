@@ -185,6 +185,9 @@ def test_doubtful_images_of_a_poisoned_class_stay_away_and_have_no_vote() -> Non
     assert np.flatnonzero(suspects).tolist() == [*range(100, 110), *range(150, 170)]
     ranking = sieve.ranking(outcome, _place(second.ids, second.labels))
     assert np.flatnonzero(ranking < -0.5).tolist() == [*range(100, 108), 109, 151]
+    # Of 100 to 107 and 109, those that are not doubtful, the last one.
+    assert sieve.kept(outcome, _place(second.ids, second.labels)) == pytest.approx(1 / 9)
+    assert sieve.kept(outcome, _place(np.arange(599))) is None
 
 
 def test_suspects_can_be_left_out_instead() -> None:
