@@ -9,6 +9,7 @@ A test checks that nothing there is out of date.
 import json
 import re
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
@@ -25,7 +26,7 @@ DOCUMENTS = ("README.md", "docs/results.md", "docs/configuration.md", "docs/perf
 SETTINGS = ROOT / "bench" / "results" / "signs_aft_settings.json"
 PLOT = ROOT / "docs" / "performance.png"
 RESULTS = ROOT / "bench" / "results" / "gtsrb_attacks.json"
-STUDY = ROOT / "bench" / "results" / "study_signs.json"
+STUDY = {name: ROOT / "bench" / "results" / f"study_{name}.json" for name in ("signs", "gtsrb")}
 _BLOCK = re.compile(r"(<!-- begin (?P<name>[\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 NAMES = {
@@ -43,6 +44,16 @@ def _percent(value: float | None) -> str:
     return "–" if value is None else f"{100 * value:.2f}"
 
 
+def _area(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}"
+
+
+def _sieve_rows(name: str) -> list[dict[str, Any]]:
+    """Of a data set's study."""
+    rows: list[dict[str, Any]] = json.loads(STUDY[name].read_text(encoding="utf-8"))["rows"]
+    return [row for row in rows if row["method"] == "sieve"]
+
+
 def _cells() -> dict[str, Any]:
     content: dict[str, Any] = json.loads(RESULTS.read_text(encoding="utf-8"))
     return dict(content["cells"])
@@ -50,22 +61,21 @@ def _cells() -> dict[str, Any]:
 
 def results_table() -> str:
     """ACC and ASR before and after, for each attack."""
-    lines = [
-        "| attack | infected ACC | infected ASR | AFT ACC | AFT ASR | PBE ACC | PBE ASR | "
-        "PBE suspects AUROC |",
-        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
-    ]
+    heads = ["infected ACC", "infected ASR", "AFT ACC", "AFT ASR"]
+    for title in ("PBE", "Sieve"):
+        heads += [f"{title} ACC", f"{title} ASR", f"{title} AUROC"]
+    lines = [f"| attack | {' | '.join(heads)} |", f"| --- |{' ---: |' * len(heads)}"]
+    sieved = {row["case"]: row for row in _sieve_rows("gtsrb")}
     for name, title in NAMES.items():
         row = _cells().get(name, {})
-        test = row.get("model", {}).get("test", {})
-        aft, pbe = (row.get(m, {}).get("purified", {}) for m in ("aft", "pbe"))
-        area = row.get("pbe", {}).get("suspects", {}).get("auroc")
-        values = [test.get("acc"), test.get("asr"), aft.get("acc"), aft.get("asr"),
-                  pbe.get("acc"), pbe.get("asr")]  # fmt: skip
-        cells = [_percent(value) for value in values]
-        lines.append(
-            f"| {title} | {' | '.join(cells)} | {'–' if area is None else f'{area:.3f}'} |"
-        )
+        aft, pbe = (row.get(method, {}) for method in ("aft", "pbe"))
+        sieve = sieved.get(f"{name}-all_to_one-0.1-0", {})
+        sides = [row.get("model", {}).get("test", {}), *(x.get("purified", {}) for x in (aft, pbe))]
+        areas = pbe.get("suspects", {}).get("auroc"), sieve.get("auroc")
+        cells = [_percent(side.get(key)) for side in sides for key in ("acc", "asr")]
+        cells.append(_area(areas[0]))
+        cells += [_percent(sieve.get("purified", {}).get(key)) for key in ("acc", "asr")]
+        lines.append(f"| {' | '.join([title, *cells, _area(areas[1])])} |")
     benign = _cells().get("benign", {}).get("model", {}).get("test", {})
     lines.append("")
     lines.append(f"The benign model of the same recipe has ACC {_percent(benign.get('acc'))}.")
@@ -212,9 +222,9 @@ def _key_rows(kind: type[BaseModel], prefix: str) -> list[str]:
     return rows
 
 
-def study_table() -> str:
-    """What Sieve made of each case of the study."""
-    rows = [r for r in json.loads(STUDY.read_text("utf-8"))["rows"] if r["method"] == "sieve"]
+def study_table(name: str) -> str:
+    """Sieve on a data set: every infected model of the study, and what the aims are about."""
+    rows = _sieve_rows(name)
     lines = [
         "| attack | mode | rate | seed | infected ACC | infected ASR | ACC | ASR | AUROC | "
         "backdoor found | seconds |",
@@ -231,6 +241,17 @@ def study_table() -> str:
             "yes" if row["found"] else "no", f"{row['seconds']:.0f}",
         ]  # fmt: skip
         lines.append(f"| {' | '.join(cells)} |")
+    infected = [row for row in rows if "asr" in row["purified"] and "-0.1-" in row["case"]]
+    asr = [row["purified"]["asr"] for row in infected]
+    loss = [row["infected"]["acc"] - row["purified"]["acc"] for row in infected]
+    areas = [row["auroc"] for row in infected]
+    lines.append("")
+    lines.append(
+        f"Over the {len(infected)} infected models with 10 %: ASR {100 * fmean(asr):.2f} on "
+        f"average, {100 * max(asr):.2f} at worst; ACC {-100 * fmean(loss):+.2f} on average, "
+        f"{-100 * max(loss):+.2f} at worst; AUROC {fmean(areas):.4f} on average, "
+        f"{min(areas):.4f} at worst."
+    )
     return "\n".join(lines)
 
 
@@ -246,7 +267,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "train-keys": _keys(TrainConfig),
     "purify-keys": _keys(PurifyConfig),
     "mine-keys": _keys(MineConfig),
-    "study-signs": study_table,
+    **{f"study-{name}": partial(study_table, name) for name in STUDY},
     **_performance.BLOCKS,
 }
 
