@@ -97,7 +97,8 @@ class DataConfig(_Strict):
     clean: ShardPlace | None = Field(None, description="shards with correct labels and no poison")
     clean_fraction: Fraction = Field(1.0, gt=0, le=1, description="random share of clean taken")
     mined: ShardPlace | None = Field(
-        None, description="adversarial examples of clean (AFT) or train (PBE), from pbe-fast mine"
+        None,
+        description="adversarial examples of clean (AFT) or train, from pbe-fast mine",
     )
     test: ShardPlace | None = Field(None, description="clean test shards, for ACC and ASR")
     attack: Path | None = Field(None, description="attack.safetensors, for ASR")
@@ -204,7 +205,7 @@ class PurifyConfig(JobConfig):
     """``pbe-fast purify``."""
 
     method: Literal["auto", "aft", "pbe", "sieve"] = Field(
-        "auto", description="auto: aft where data.clean is given, else pbe"
+        "auto", description="auto: aft where data.clean is given, else sieve"
     )
     model: ModelConfig = ModelConfig()
     adversary: AdversaryConfig = AdversaryConfig()

@@ -56,7 +56,7 @@ def purify(
     stop: Callable[[], bool] | None = None,
     accept_changes: bool = False,
 ) -> dict[str, Any]:
-    """Erase a backdoor, by AFT with a clean set or by PBE without one.
+    """Erase a backdoor, by AFT with a clean set, by Sieve or PBE without one.
 
     With ``data.mined`` adversarial batches are read instead of mined: examples of the infected
     model, which :func:`pbe_fast.mine` made once, of each image as it is, without augmentation. The
@@ -64,7 +64,8 @@ def purify(
     up some faithfulness for speed; all else is the same.
 
     Args:
-        config: ``model.checkpoint`` is needed, and ``data.clean`` (AFT) or ``data.train`` (PBE).
+        config: ``model.checkpoint`` is needed, and ``data.clean`` (AFT) or ``data.train`` (Sieve,
+            PBE).
         out: the run directory; the same call on it goes on where it stopped.
         fleet: does the arithmetic; None does it in this process.
         stop: asked now and then whether to keep the state and stop.
@@ -148,12 +149,12 @@ def purify(
 
 
 def _resolve_method(config: PurifyConfig) -> PurifyConfig:
-    """``auto`` becomes AFT or PBE; what the method needs must be there."""
+    """``auto`` becomes AFT or Sieve; what the method needs must be there."""
     if config.model.checkpoint is None:
         raise ConfigError("no model to purify: give its weights, as MODEL or model.checkpoint.")
     method = config.method
     if method == "auto":
-        method = "aft" if config.data.clean else "pbe"
+        method = "aft" if config.data.clean else "sieve"
     if method == "aft" and config.data.clean is None:
         raise ConfigError("method aft needs clean images with correct labels: give data.clean.")
     if method in ("pbe", "sieve") and config.data.train is None:

@@ -124,11 +124,11 @@ def demo(
     with _working(console, _GOES_ON) as progress:
         metrics = run_demo(out, device=device or "auto", seed=seed, progress=progress)
     rows: dict[str, dict[str, Any]] = {"infected": metrics["infected"]}
-    for method, name in (("aft", "purified, clean 5 % (AFT)"), ("pbe", "purified, none (PBE)")):
+    for method, name in (("aft", "purified, clean 5 % (AFT)"), ("sieve", "purified, none (Sieve)")):
         rows[name] = metrics[method]["purified"] | metrics[method]["suspects"]
     console.print(result_table(f"Drawn signs, {metrics['attack']} attack", rows))
     _say(console, f"Run directory: {out}")
-    _say(console, f"Look at: {out}/aft/report.html and {out}/pbe/report.html")
+    _say(console, f"Look at: {out}/aft/report.html and {out}/sieve/report.html")
 
 
 @app.command(name="poison")
@@ -285,8 +285,8 @@ def purify_command(
 
     The model's architecture is read from a file that 'pbe-fast train' wrote;
     for any other file give --model. With --clean the method is AFT, without
-    it PBE as published; '--method sieve' needs no clean images either, and
-    says whether it found a backdoor.
+    it Sieve, which also says whether it found a backdoor; '--method pbe' is
+    PBE as published, which needs no clean images either.
 
     With --ray the work is spread over the workers of a cluster; every machine
     of it must see the shards and --out under the same paths. On SIGTERM the

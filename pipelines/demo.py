@@ -9,7 +9,6 @@ from pbe_fast.config import (
     AftConfig,
     DataConfig,
     ModelConfig,
-    PbeConfig,
     PoisonConfig,
     PurifyConfig,
     TrainConfig,
@@ -99,19 +98,18 @@ def run_demo(
         out / "aft",
         progress,
     )
-    pbe = purify(
+    sieve = purify(
         PurifyConfig(
-            method="pbe",
+            method="sieve",
             model=model,
             data=measured.model_copy(update=known),
-            pbe=PbeConfig(epochs=8),  # of 10: the demo has to end within five minutes
             curve_samples=500,
             seed=seed,
             device=device,
         ),
-        out / "pbe",
+        out / "sieve",
         progress,
     )
-    metrics = {"attack": ATTACK, "infected": infected["test"], "aft": aft, "pbe": pbe}
+    metrics = {"attack": ATTACK, "infected": infected["test"], "aft": aft, "sieve": sieve}
     write_text(out / "metrics.json", json.dumps(metrics, indent=2) + "\n")
     return metrics

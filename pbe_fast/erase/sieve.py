@@ -21,7 +21,8 @@ is trusted:
    triggered images with what they show are what unlearns a trigger best. What waits is not trained,
    nor are images of a poisoned class that may belong to either cluster.
 5. *Second verdict.* What was not trained with its own label is poisoned if the model of round 1
-   gives another one to most of it, class by class; else it was natural, and is trusted.
+   gives another one to most of it, class by class; else it was natural, and is trusted. Where
+   many classes are poisoned, there is a second look by the losses of this model, too.
 6. *Round 2* goes on with the labels that the model of round 1 gives. In a poisoned class an image
    that it takes for something else has become suspect, too. A suspect that it takes for what it is
    labelled is left out.
@@ -183,18 +184,17 @@ class Sieve:
                 bad, good = (small, large) if verdict.poisoned == "smaller" else (large, small)
                 suspects |= bad
                 waiting |= good & self._doubtful
-        again = look_again(self.activations(), self.labels, self.split, outcome[:, 0])
-        waiting |= again.log_odds > _LIKELY
-        plain = sum(verdict.poisoned != "unclear" for verdict in verdicts)
-        if plain > _MANY_POISONED * self.num_classes:
-            suspects |= waiting & (self._second | (again.log_odds > _LIKELY))
+        likely, second_look = self._look_again(outcome)
+        waiting |= likely
+        if self._many(sum(verdict.poisoned != "unclear" for verdict in verdicts)):
+            suspects |= waiting & (self._second | likely)
             waiting &= ~suspects
         return self._selection(
             suspects,
             waiting,
             outcome,
             classes=[_facts(verdict) for verdict in verdicts],
-            second_look=[asdict(found) for found in again.classes],
+            second_look=second_look,
         )
 
     def judged_again(self, outcome: Scores, place: Place) -> Selection:
@@ -209,7 +209,23 @@ class Sieve:
             if differs[sure if sure.any() else left & here].mean() > _DISAGREE:
                 suspects |= here & (left | differs)
                 poisoned.append(label)
-        return self._selection(suspects, np.zeros_like(left), outcome, poisoned=poisoned)
+        facts: dict[str, Any] = {}
+        if self._many(len(poisoned)):
+            likely, facts["second_look"] = self._look_again(outcome)
+            likely &= ~np.isin(self.labels, poisoned)
+            suspects |= likely
+            poisoned = sorted({*poisoned, *self.labels[likely].tolist()})
+        facts["poisoned"] = poisoned
+        return self._selection(suspects, np.zeros_like(left), outcome, **facts)
+
+    def _many(self, poisoned: int) -> bool:
+        """Whether so many classes are poisoned that there must be a trigger for every label."""
+        return self.config.split and poisoned > _MANY_POISONED * self.num_classes
+
+    def _look_again(self, outcome: Scores) -> tuple[Mask, list[dict[str, Any]]]:
+        """Which images the second look finds, and what there is to say of their classes."""
+        again = look_again(self.activations(), self.labels, self.split, outcome[:, 0])
+        return again.log_odds > _LIKELY, [asdict(found) for found in again.classes]
 
     def _selection(self, suspects: Mask, waiting: Mask, outcome: Scores, **facts: Any) -> Selection:
         """What is trusted, and the suspects with the labels that they get, where those differ."""

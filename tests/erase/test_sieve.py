@@ -165,6 +165,25 @@ def test_a_better_model_judges_again() -> None:
     assert ranking[300] < ranking[301]  # another label is likelier, in a class that is whole
 
 
+def test_where_many_classes_are_poisoned_a_better_model_has_a_second_look_too(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(globals(), "SECOND_LOOK", True)
+    sieve = _sieve(dict.fromkeys(range(3), 0.1))
+    split_off = [*range(10), *range(100, 110), *range(200, 210)]
+    trusted = np.setdiff1d(np.arange(599), split_off)
+    for poisoned in ([0, 1], [0, 1, 2]):
+        images = [i for i in split_off if LABELS[i] in poisoned]
+        outcome = _outcome(dict.fromkeys([*images, *range(510, 520)], 3))
+        chosen = sieve.judged_again(outcome, _place(trusted))
+        many = len(poisoned) == 3
+        assert chosen.facts["poisoned"] == poisoned + [5] * many
+        assert [c["label"] for c in chosen.facts.get("second_look", [])] == [5] * many
+        assert chosen.labels is not None
+        suspects = sieve.suspects(_place(chosen.ids, chosen.labels))
+        assert np.flatnonzero(suspects[500:]).tolist() == (list(range(10, 30)) if many else [])
+
+
 def test_doubtful_images_of_a_poisoned_class_stay_away_and_have_no_vote() -> None:
     """What a trigger may be in is not learned as labelled, though a model may fall for it."""
     odds = _sieve({0: 0.1, 1: 0.1, 2: 0.1}).split
