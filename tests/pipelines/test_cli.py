@@ -138,7 +138,7 @@ def test_from_images_to_a_purified_model_and_its_report(
     written = json.loads((infected / "metrics.json").read_text())
     assert result == {**written["test"], "images": 24}
 
-    for method in ("aft", "pbe"):
+    for method in ("aft", "sieve"):
         out = tmp_path / method
         clean = ["--clean", shards / "test"] if method == "aft" else []
         command = [
@@ -146,9 +146,8 @@ def test_from_images_to_a_purified_model_and_its_report(
             "--truth", bad / "truth.parquet", "--device", "cpu", "--seed", 5, "--out", out,
             *_set(
                 "data.image_size=16", "precision=float32", "adversary.steps=1",
-                "eval_batch_size=30", "aft.epochs=2", "aft.batch_size=16", "pbe.epochs=1",
-                "pbe.batch_size=16", "pbe.initial_fraction=0.3", "pbe.adversarial_batches=1",
-                "pbe.keep=[0.5, 0.8]",
+                "eval_batch_size=30", "aft.epochs=2", "aft.batch_size=16", "sieve.epochs=1",
+                "sieve.batch_size=16", "sieve.initial_epochs=2",
             ),
         ]  # fmt: skip
         ended = run(*command)
@@ -168,9 +167,9 @@ def test_from_images_to_a_purified_model_and_its_report(
         assert run("report", out).code == 0
         assert (out / "report.html").read_bytes() == before["report.html"]
 
-    refused = run(*command, "--set", "pbe.lr=0.5")
+    refused = run(*command, "--set", "sieve.lr=0.5")
     assert refused.code == 2
-    assert "pbe.lr was 0.01, now 0.5" in refused.err
+    assert "sieve.lr was 0.05, now 0.5" in refused.err
 
 
 def test_a_backdoorbench_result_is_purified_and_handed_back(tmp_path: Path, run: Run) -> None:
@@ -180,7 +179,7 @@ def test_a_backdoorbench_result_is_purified_and_handed_back(tmp_path: Path, run:
     out = tmp_path / "pure"
     command = [
         "purify", "--backdoorbench", folder, "--data", tmp_path / "clean", "--device", "cpu",
-        "--out", out,
+        "--out", out, "--method", "pbe",
         *_set(
             "precision=float32", "memory_format=contiguous", "adversary.steps=1",
             "adversary.fold=false", "pbe.epochs=1",
