@@ -20,9 +20,11 @@ is trusted:
    all that is trusted, and on the suspects with the labels that the model of round 0 gives them:
    triggered images with what they show are what unlearns a trigger best. What waits is not trained,
    nor are images of a poisoned class that may belong to either cluster.
-5. *Second verdict.* What was not trained with its own label is poisoned if the model of round 1
-   gives another one to most of it, class by class; else it was natural, and is trusted. Where
-   many classes are poisoned, there is a second look by the losses of this model, too.
+5. *Second verdict.* What was not trained with its own label is trusted if the model of round 1
+   gives that label to most of it, class by class. Else it is poisoned if it gets many different
+   ones, or if that is so in many classes; a single cluster with one other label may be photographs
+   of something rare, and stays away. Where many classes are poisoned, there is a second look by the
+   losses of this model, too.
 6. *Round 2* goes on with the labels that the model of round 1 gives. In a poisoned class an image
    that it takes for something else has become suspect, too. A suspect that it takes for what it is
    labelled is left out.
@@ -54,7 +56,6 @@ _LEAST = 20  # images of a class in round 0, where it has so many
 _DISAGREE = 0.5  # of a cluster, with its label, to be poisoned
 _MORE = 0.3  # than of the other cluster, which may only be badly learned
 _DIVERSE = 1.5  # times as many labels, effectively
-_MANY = 3.0  # labels, which the photographs of one sign do not get
 _DOUBTFUL = 8.0  # nats of log odds, up to which an image of a poisoned class waits
 _LIKELY = 2.0  # nats of log odds, from which on an image belongs to what the second look found
 
@@ -152,11 +153,11 @@ class Sieve:
             whole = split.label in self._whole
             seen = [outcome[mask, 1] for mask in self._clusters(split.label)]
             if whole:
-                small, large = (_effective(labels, self.num_classes) for labels in seen)
+                small, large = (_effective(labels) for labels in seen)
                 poisoned = "unclear"
-                if small > max(_MANY, _DIVERSE * large):
+                if small > _DIVERSE * large and self._diverse(seen[0]):
                     poisoned = "smaller"
-                elif large > max(_MANY, _DIVERSE * small):
+                elif large > _DIVERSE * small and self._diverse(seen[1]):
                     poisoned = "larger"
             else:
                 small, large = (float((labels != split.label).mean()) for labels in seen)
@@ -201,22 +202,33 @@ class Sieve:
         """After round 1, class by class, with a model that has learned all labels."""
         left = self.suspects(place)
         differs = self._known & (outcome[:, 1] != self.labels)
-        suspects = np.zeros_like(left)
-        poisoned = []
+        clusters: dict[int, Mask] = {}  # that are something else than their label, by that
         for label in np.unique(self.labels[left]).tolist():
             here = self.labels == label
             sure = left & here & ~self._doubtful
-            if differs[sure if sure.any() else left & here].mean() > _DISAGREE:
-                suspects |= here & (left | differs)
-                poisoned.append(label)
-        facts: dict[str, Any] = {}
-        if self._many(len(poisoned)):
+            sure = sure if sure.any() else left & here
+            if differs[sure].mean() > _DISAGREE:
+                clusters[label] = sure
+        many = self._many(len(clusters))
+        poisoned = [k for k, sure in clusters.items() if many or self._diverse(outcome[sure, 1])]
+        odd = [label for label in clusters if label not in poisoned]
+        suspects = np.isin(self.labels, poisoned) & (left | differs)
+        facts: dict[str, Any] = {"odd": odd}
+        if many:
             likely, facts["second_look"] = self._look_again(outcome)
             likely &= ~np.isin(self.labels, poisoned)
             suspects |= likely
             poisoned = sorted({*poisoned, *self.labels[likely].tolist()})
         facts["poisoned"] = poisoned
-        return self._selection(suspects, np.zeros_like(left), outcome, **facts)
+        return self._selection(suspects, left & np.isin(self.labels, odd), outcome, **facts)
+
+    def _diverse(self, seen: npt.NDArray[np.floating]) -> bool:
+        """Whether images show so many classes that a trigger must have brought them together.
+
+        The photographs of one physical sign that a model does not know get few other labels.
+        """
+        possible = min(self.num_classes, len(seen))
+        return _effective(seen) > max(possible / 5, min(3.0, 0.75 * (self.num_classes - 1)))
 
     def _many(self, poisoned: int) -> bool:
         """Whether so many classes are poisoned that there must be a trigger for every label."""
@@ -266,10 +278,9 @@ class Sieve:
         return ranking
 
 
-def _effective(seen: npt.NDArray[np.floating], num_classes: int) -> float:
+def _effective(seen: npt.NDArray[np.floating]) -> float:
     """How many different labels; 1 where all are the same."""
-    share = np.bincount(seen.astype(np.int64), minlength=num_classes) / max(1, len(seen))
-    share = share[share > 0]
+    share = np.unique(seen, return_counts=True)[1] / max(1, len(seen))
     return float(np.exp(-(share * np.log(share)).sum()))
 
 

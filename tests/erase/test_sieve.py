@@ -142,17 +142,24 @@ def test_what_a_second_look_finds_waits(monkeypatch: pytest.MonkeyPatch) -> None
         assert (chosen.facts["suspects"], chosen.facts["waiting"]) == (0, len(waiting))
 
 
+def _others(*images: int) -> dict[int, int]:
+    """Outcomes with all classes but 1, one after the other."""
+    return {image: (0, 2, 3, 4, 5)[i % 5] for i, image in enumerate(images)}
+
+
 def test_a_better_model_judges_again() -> None:
     """Class 2's suspects are as labelled by now; one more of class 1 is not."""
     sieve = _sieve({1: 0.1, 2: 0.1})
     trusted = np.setdiff1d(np.arange(599), [*range(100, 110), *range(200, 210)])
-    outcome = _outcome(dict.fromkeys([*range(100, 108), 150, 300], 5))
+    seen = _others(*range(100, 108), 150, 300)
+    outcome = _outcome(seen)
     chosen = sieve.judged_again(outcome, _place(trusted))
     assert chosen.labels is not None
-    assert chosen.facts == {"suspects": 11, "relabelled": 9, "waiting": 0, "poisoned": [1]}
+    counts = {"suspects": 11, "relabelled": 9, "waiting": 0}
+    assert chosen.facts == {"poisoned": [1], "odd": [], **counts}
     assert np.setdiff1d(np.arange(599), chosen.ids).tolist() == [108, 109]
     changed = np.isin(chosen.ids, [*range(100, 108), 150])
-    assert (chosen.labels[changed] == 5).all()
+    assert chosen.labels[changed].tolist() == [seen[i] for i in (*range(100, 108), 150)]
     assert (chosen.labels[~changed] == LABELS[chosen.ids[~changed]]).all()
 
     last = _place(chosen.ids, chosen.labels)
@@ -163,6 +170,16 @@ def test_a_better_model_judges_again() -> None:
     assert np.nanmin(ranking) >= -1
     assert np.nanmax(ranking) <= 0
     assert ranking[300] < ranking[301]  # another label is likelier, in a class that is whole
+
+
+def test_a_cluster_with_one_other_label_stays_away_and_is_no_backdoor() -> None:
+    sieve = _sieve({1: 0.1})
+    trusted = np.setdiff1d(np.arange(599), range(100, 110))
+    outcome = _outcome(dict.fromkeys([*range(100, 110), 150], 5))
+    chosen = sieve.judged_again(outcome, _place(trusted))
+    counts = {"suspects": 0, "relabelled": 0, "waiting": 10}
+    assert chosen.facts == {"poisoned": [], "odd": [1], **counts}
+    assert np.array_equal(chosen.ids, trusted)
 
 
 def test_where_many_classes_are_poisoned_a_better_model_has_a_second_look_too(
@@ -177,11 +194,12 @@ def test_where_many_classes_are_poisoned_a_better_model_has_a_second_look_too(
         outcome = _outcome(dict.fromkeys([*images, *range(510, 520)], 3))
         chosen = sieve.judged_again(outcome, _place(trusted))
         many = len(poisoned) == 3
-        assert chosen.facts["poisoned"] == poisoned + [5] * many
+        assert chosen.facts["poisoned"] == [*poisoned, 5] * many
+        assert chosen.facts["odd"] == poisoned * (not many)
         assert [c["label"] for c in chosen.facts.get("second_look", [])] == [5] * many
         assert chosen.labels is not None
         suspects = sieve.suspects(_place(chosen.ids, chosen.labels))
-        assert np.flatnonzero(suspects[500:]).tolist() == (list(range(10, 30)) if many else [])
+        assert np.flatnonzero(suspects[500:599]).tolist() == (list(range(10, 30)) if many else [])
 
 
 def test_doubtful_images_of_a_poisoned_class_stay_away_and_have_no_vote() -> None:
@@ -194,7 +212,7 @@ def test_doubtful_images_of_a_poisoned_class_stay_away_and_have_no_vote() -> Non
     waiting = [*range(10), *range(150, 170), *range(200, 210)]
     assert np.setdiff1d(np.arange(599), first.ids).tolist() == waiting
 
-    outcome = _outcome(dict.fromkeys([*range(100, 108), 151], 5))
+    outcome = _outcome(_others(*range(100, 108), 151))
     second = sieve.judged_again(outcome, _place(first.ids, first.labels))
     assert second.labels is not None
     assert second.facts["poisoned"] == [1]
