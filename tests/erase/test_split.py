@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pbe_fast.erase.split import look_again, split_classes
+from pbe_fast.erase.split import ClassSplit, Split, look_again, split_classes
 
 WIDTH = 24
 
@@ -130,6 +130,24 @@ def test_a_second_look_finds_what_the_hardest_images_point_to(seed: int) -> None
     found = again.log_odds > 0
     assert planted[found].mean() > 0.9
     assert found[planted].mean() > 0.9
+
+
+def test_a_second_look_is_at_classes_that_seemed_whole() -> None:
+    features, labels, _, losses = _faint(0)
+    whole = split_classes(features, labels)
+    known = Split(whole.log_odds, (ClassSplit(1, 0.1, 1.0, 9.0),))
+    assert look_again(features, labels, known, losses).classes == ()
+
+
+def test_a_second_look_leaves_a_cluster_alone_that_is_easier_than_the_rest() -> None:
+    features, labels, planted, _ = _faint(0)
+    more = np.flatnonzero((labels == 1) & ~planted)[:80]
+    features[more, 0] += 9
+    planted[more] = True
+    losses = np.random.default_rng(0).uniform(0, 1, len(labels)) + ~planted
+    whole = Split(np.full(len(labels), -50, np.float32), ())
+    assert look_again(features, labels, whole, losses).classes == ()
+    assert [c.label for c in look_again(features, labels, whole, -losses).classes] == [1]
 
 
 @settings(max_examples=10, deadline=None)
