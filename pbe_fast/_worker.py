@@ -233,8 +233,9 @@ class RunWorker:
         self.progress.phase(
             f"score {name.removeprefix('round-')}", len(manifest), len(manifest) - left
         )
-        with self.clock.time("score", left):
-            self.executor.score(files, missing, self.progress, self.stop)
+        if missing:
+            with self.clock.time("score", left):
+                self.executor.score(files, missing, self.progress, self.stop)
         scores, done = np.empty(0, np.float32), 0
         for shard in shards:
             part = files.read(manifest, shard)

@@ -129,9 +129,11 @@ def purify(
             "rounds": worker.rounds,
         }
         if sieve is not None and scores is not None:
-            poisoned = worker.rounds[1]["poisoned"]
-            kept = sieve.kept(scores, place)
-            metrics["backdoor"] = {"found": bool(poisoned), "labels": poisoned, "kept": kept}
+            poisoned, odd = (worker.rounds[1][name] for name in ("poisoned", "odd"))
+            kept = sieve.kept(scores, place, poisoned)
+            metrics["backdoor"] = {
+                "found": bool(poisoned), "labels": poisoned, "odd": odd, "kept": kept,
+            }  # fmt: skip
             scores = sieve.ranking(scores, place)
         if scores is not None and sets.train is not None:
             write_suspects(out / SUSPECTS_NAME, sets.train.manifest, scores, sets.truth)

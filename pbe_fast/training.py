@@ -162,7 +162,8 @@ def fit(
     if len(ids) < 2:
         raise ConfigError(
             f"{stage.name}: {len(ids)} images to train on, and batch norm needs two. Give more "
-            "images, or raise data.clean_fraction or pbe.initial_fraction."
+            "images, or raise data.clean_fraction, pbe.initial_fraction or "
+            "sieve.initial_fraction."
         )
     per_epoch = -(-len(ids) // stage.batch_size)
     optimizer = _Sgd(model, stage, start.momentum)
@@ -269,8 +270,8 @@ def _require_finite(model: nn.Module, stage: Stage, epoch: int) -> None:
     if name is not None:
         raise DivergenceError(
             f"{stage.name}: training diverged in epoch {epoch + 1} ({name} is not finite). "
-            f"Lower the learning rate, which is {stage.lr:g} (aft.lr, pbe.lr or lr), and "
-            "begin again in a new folder."
+            f"Lower the learning rate, which is {stage.lr:g} (aft.lr, pbe.lr, sieve.lr, "
+            "sieve.initial_lr or lr), and begin again in a new folder."
         )
 
 

@@ -102,8 +102,8 @@ class Sieve:
         self.config, self.seed = config, seed
         self._known = ~np.isnan(split.log_odds)
         self._second = split.log_odds > 0
-        self._doubtful = np.abs(split.log_odds) < _DOUBTFUL
-        few = len(split.classes) <= _MOST_WHOLE * num_classes
+        self._doubtful = (np.abs(split.log_odds) < _DOUBTFUL) & config.split
+        few = len(split.classes) <= _MOST_WHOLE * len(np.unique(labels))
         self._whole = {c.label for c in split.classes} if few else set[int]()
 
     def rounds(self, augment: Augment, flip: bool) -> list[Round]:
@@ -173,7 +173,7 @@ class Sieve:
     def judged(self, outcome: Scores, place: Place) -> Selection:
         """After round 0: clusters that are plainly poisoned are suspect, others wait."""
         if not self.config.split:
-            suspects = self._known & (outcome[:, 1] != self.labels)
+            suspects = self._differs(outcome)
             return self._selection(suspects, np.zeros_like(suspects), outcome)
         suspects, waiting = np.zeros((2, len(self.labels)), bool)
         verdicts = self.verdicts(outcome)
@@ -201,14 +201,14 @@ class Sieve:
     def judged_again(self, outcome: Scores, place: Place) -> Selection:
         """After round 1, class by class, with a model that has learned all labels."""
         left = self.suspects(place)
-        differs = self._known & (outcome[:, 1] != self.labels)
+        differs = self._differs(outcome)
         clusters: dict[int, Mask] = {}  # that are something else than their label, by that
         for label in np.unique(self.labels[left]).tolist():
             here = self.labels == label
             sure = left & here & ~self._doubtful
             sure = sure if sure.any() else left & here
             if differs[sure].mean() > _DISAGREE:
-                clusters[label] = sure
+                clusters[label] = sure & differs
         many = self._many(len(clusters))
         poisoned = [k for k, sure in clusters.items() if many or self._diverse(outcome[sure, 1])]
         odd = [label for label in clusters if label not in poisoned]
@@ -222,17 +222,24 @@ class Sieve:
         facts["poisoned"] = poisoned
         return self._selection(suspects, left & np.isin(self.labels, odd), outcome, **facts)
 
+    def _differs(self, outcome: Scores) -> Mask:
+        """Images that a model takes for something else than their label."""
+        seen: Mask = np.isfinite(outcome[:, 1]) & (outcome[:, 1] != self.labels)
+        return seen
+
     def _diverse(self, seen: npt.NDArray[np.floating]) -> bool:
         """Whether images show so many classes that a trigger must have brought them together.
 
         The photographs of one physical sign that a model does not know get few other labels.
         """
         possible = min(self.num_classes, len(seen))
-        return _effective(seen) > max(possible / 5, min(3.0, 0.75 * (self.num_classes - 1)))
+        # Of two classes there is only one other label, which tells nothing.
+        least = min(3.0, max(1.0, 0.75 * (self.num_classes - 1)))
+        return _effective(seen) > max(possible / 5, least)
 
     def _many(self, poisoned: int) -> bool:
         """Whether so many classes are poisoned that there must be a trigger for every label."""
-        return self.config.split and poisoned > _MANY_POISONED * self.num_classes
+        return self.config.split and poisoned > max(1, _MANY_POISONED * self.num_classes)
 
     def _look_again(self, outcome: Scores) -> tuple[Mask, list[dict[str, Any]]]:
         """Which images the second look finds, and what there is to say of their classes."""
@@ -242,7 +249,7 @@ class Sieve:
     def _selection(self, suspects: Mask, waiting: Mask, outcome: Scores, **facts: Any) -> Selection:
         """What is trusted, and the suspects with the labels that they get, where those differ."""
         labels = self.labels.copy()
-        changed = suspects & (outcome[:, 1] != labels) & self.config.relabel
+        changed = suspects & self._differs(outcome) & self.config.relabel
         labels[changed] = outcome[changed, 1].astype(np.int64)
         ids = np.flatnonzero(changed | (self._known & ~suspects & ~waiting))
         masks = {"suspects": suspects, "relabelled": changed, "waiting": waiting}
@@ -258,12 +265,12 @@ class Sieve:
         suspects[own] = False
         return suspects
 
-    def kept(self, outcome: Scores, place: Place) -> float | None:
-        """The share of the suspects that a model still gives the label they came with.
+    def kept(self, outcome: Scores, place: Place, poisoned: list[int]) -> float | None:
+        """The share of the poisoned classes' suspects that a model gives the label they came with.
 
         What shows without a trigger whether a backdoor is gone; None where nothing is suspect.
         """
-        suspects = self.suspects(place) & ~self._doubtful
+        suspects = self.suspects(place) & ~self._doubtful & np.isin(self.labels, poisoned)
         return float((outcome[:, 1] == self.labels)[suspects].mean()) if suspects.any() else None
 
     def ranking(self, outcome: Scores, place: Place) -> Scores:

@@ -77,12 +77,14 @@ class ModelMetrics(Record):
 class BackdoorMetrics(Record):
     """Whether the training set's images gave a backdoor away, and in which classes.
 
-    ``kept`` is the share of suspects that the purified model gives the label they came with.
+    ``kept`` is the share of suspects that the purified model gives the label they came with, and
+    ``odd`` are classes in which some images may be mislabelled.
     """
 
     found: bool
     labels: tuple[Count, ...] = ()
     kept: MaybeFraction = None
+    odd: tuple[Count, ...] = ()
 
 
 class Metrics(Record):

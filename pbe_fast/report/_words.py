@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -86,18 +86,20 @@ def backdoor_words(metrics: Metrics) -> str | None:
     """Whether a backdoor was found in the training set; None where the method does not say."""
     if metrics.backdoor is None:
         return None
-    if not metrics.backdoor.found:
-        return "No backdoor was found: no class holds a second kind of image that shows others."
-    labels = metrics.backdoor.labels
+    found, kept = metrics.backdoor, metrics.backdoor.kept
+    said = "No backdoor was found in the training set."
+    if found.found:
+        said = f"A backdoor was found: images that show something else in {_classes(found.labels)}."
+    if kept is not None:
+        said += f" The purified model gives {percent(kept)} of them the label they came with."
+    if found.odd:
+        said += f" Some images may be mislabelled or rare in {_classes(found.odd)}."
+    return said
+
+
+def _classes(labels: Sequence[int]) -> str:
     listed = ", ".join(str(label) for label in labels[:20]) + (", …" if len(labels) > 20 else "")
-    what = "class" if len(labels) == 1 else f"{len(labels):,} classes:"
-    said = f"A backdoor was found: images that show something else in {what} {listed}."
-    kept = metrics.backdoor.kept
-    if kept is None:
-        return said
-    return (
-        f"{said} The purified model still gives {percent(kept)} of them the label they came with."
-    )
+    return f"class {listed}" if len(labels) == 1 else f"{len(labels):,} classes: {listed}"
 
 
 def attack_words(attack: Mapping[str, Any]) -> str:

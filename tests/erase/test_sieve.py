@@ -182,6 +182,26 @@ def test_a_cluster_with_one_other_label_stays_away_and_is_no_backdoor() -> None:
     assert np.array_equal(chosen.ids, trusted)
 
 
+def test_of_two_classes_a_cluster_with_the_other_label_tells_nothing() -> None:
+    odds = np.full(200, -50, np.float32)
+    odds[:10] = 50
+    split = Split(odds, (ClassSplit(0, 0.1, 1.0, 9.0),))
+    labels = np.repeat([0, 1], 100)
+    sieve = Sieve(labels, 2, split, _activations, SieveConfig(), seed=0)
+    outcome = np.stack([np.full(200, 0.1), labels], 1).astype(np.float32)
+    outcome[:8] = 4.0, 1.0
+    facts = sieve.judged_again(outcome, _place(np.arange(10, 200))).facts
+    assert (facts["poisoned"], facts["odd"]) == ([], [0])
+
+
+def test_a_set_with_one_class_alone_has_a_first_subset() -> None:
+    odds = np.full(100, -50, np.float32)
+    odds[:10] = 50
+    split = Split(odds, (ClassSplit(0, 0.1, 1.0, 9.0),))
+    sieve = Sieve(np.zeros(100, int), 3, split, _activations, SieveConfig(), seed=0)
+    assert (sieve.first() >= 10).all()
+
+
 def test_where_many_classes_are_poisoned_a_better_model_has_a_second_look_too(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -223,8 +243,9 @@ def test_doubtful_images_of_a_poisoned_class_stay_away_and_have_no_vote() -> Non
     ranking = sieve.ranking(outcome, _place(second.ids, second.labels))
     assert np.flatnonzero(ranking < -0.5).tolist() == [*range(100, 108), 109, 151]
     # Of 100 to 107 and 109, those that are not doubtful, the last one.
-    assert sieve.kept(outcome, _place(second.ids, second.labels)) == pytest.approx(1 / 9)
-    assert sieve.kept(outcome, _place(np.arange(599))) is None
+    assert sieve.kept(outcome, _place(second.ids, second.labels), [1]) == pytest.approx(1 / 9)
+    assert sieve.kept(outcome, _place(second.ids, second.labels), []) is None
+    assert sieve.kept(outcome, _place(np.arange(599)), [1]) is None
 
 
 def test_suspects_can_be_left_out_instead() -> None:
@@ -247,4 +268,6 @@ def test_without_the_split_what_disagrees_is_suspect() -> None:
     sieve = _sieve({}, split=False, initial_fraction=0.1)
     assert len(sieve.first()) == 60
     chosen = sieve.judged(_outcome({7: 3}), _place(sieve.first()))
+    assert chosen.labels is not None
+    assert chosen.labels.min() == 0  # and none for the image that cannot be read
     assert np.flatnonzero(sieve.suspects(_place(chosen.ids, chosen.labels))).tolist() == [7]
