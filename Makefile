@@ -15,7 +15,7 @@ demo: .venv/.installed
 test: .venv/.installed
 	$(BIN)/python -m pytest -m "not slow and not gpu and not ray"
 
-# Clusters on this machine, what happens when their processes die, and storage; a quarter of an hour.
+# Clusters on this machine, what happens when their processes die, and storage; 17 minutes on two cores.
 test-slow: .venv/.installed
 	$(BIN)/python -m pytest -m "(slow or ray) and not gpu" --durations=0 --durations-min=5
 
