@@ -245,11 +245,11 @@ def study_table(name: str) -> str:
         ]  # fmt: skip
         lines.append(f"| {' | '.join(cells)} |")
     infected = [row for row in rows if "asr" in row["purified"] and "-0.1-" in row["case"]]
+    if len(infected) < 2:
+        return "\n".join(lines)
     asr = [row["purified"]["asr"] for row in infected]
     loss = [row["infected"]["acc"] - row["purified"]["acc"] for row in infected]
     areas = [row["auroc"] for row in infected]
-    if len(infected) < 2:
-        return "\n".join(lines)
     lines.append("")
     lines.append(
         f"Over the {len(infected)} infected models with 10 %: ASR {100 * fmean(asr):.2f} on "

@@ -227,8 +227,21 @@ class RunWorker:
              device.layout, str(self.config.data.image_size), str(self.config.eval_batch_size)]
         )  # fmt: skip
         files = ScoreFiles(self.run.path / SCORES_NAME / name, key, look)
-        shards = range(len(manifest.shards))
-        missing = [shard for shard in shards if files.read(manifest, shard) is None]
+        ends = np.cumsum([shard.samples for shard in manifest.shards], dtype=np.int64)
+        scores = np.empty(0, np.float32)
+
+        def take(shard: int) -> bool:
+            """Into one array, in which activations of a large set are gigabytes already."""
+            nonlocal scores
+            part = files.read(manifest, shard)
+            if part is None:
+                return False
+            if not len(scores):
+                scores = np.empty((len(manifest), *part.shape[1:]), part.dtype)
+            scores[ends[shard] - len(part) : ends[shard]] = part
+            return True
+
+        missing = [shard for shard in range(len(manifest.shards)) if not take(shard)]
         left = sum(manifest.shards[shard].samples for shard in missing)
         self.progress.phase(
             f"score {name.removeprefix('round-')}", len(manifest), len(manifest) - left
@@ -236,19 +249,13 @@ class RunWorker:
         if missing:
             with self.clock.time("score", left):
                 self.executor.score(files, missing, self.progress, self.stop)
-        scores, done = np.empty(0, np.float32), 0
-        for shard in shards:
-            part = files.read(manifest, shard)
-            if part is None:
+        for shard in missing:
+            if not take(shard):
                 raise RunDirectoryError(
                     f"{files.path(shard)}: the scores of {manifest.shards[shard].name} were "
                     "written but cannot be read back. Every worker and the driver must see the "
                     "same --out (a shared file system)."
                 )
-            if not done:  # in one piece at once: activations are gigabytes
-                scores = np.empty((len(manifest), *part.shape[1:]), part.dtype)
-            scores[done : done + len(part)] = part
-            done += len(part)
         return scores
 
     def whole_test(self, current: bool, phase: str) -> Accuracy | None:

@@ -111,8 +111,9 @@ def look_again(
     space = _Space.of(features, labels)
     found: dict[int, _Mixture] = {}
     whitener = space.whitener(split.log_odds > 0) if space.members else np.empty((0, 0))
+    known = {found_before.label for found_before in split.classes}
     for label, ids in space.large():
-        if any(label == known.label for known in split.classes):
+        if label in known:
             continue
         here = np.nan_to_num(losses[ids])
         hard = here > np.quantile(here, 1 - _HARD)
