@@ -63,8 +63,9 @@ class DataSet:
 
 
 DATA = {
-    # A patch of 3 pixels is not learned from 6,000 images: ASR 1.1 % (all to one, 16 epochs).
-    "signs": DataSet("signs", 10, 600, 100, epochs=16, attacks={"badnets": {"patch_size": 5}}),
+    # A patch of 3 pixels is not learned from 6,000 images (ASR 1.1 %), one of 5 with one of two
+    # seeds (100 and 2.2 %): crops cut off up to 4.
+    "signs": DataSet("signs", 10, 600, 100, epochs=16, attacks={"badnets": {"patch_size": 8}}),
     "gtsrb": DataSet("gtsrb", 43),
 }
 

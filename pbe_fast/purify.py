@@ -169,7 +169,7 @@ def _resolve_method(config: PurifyConfig) -> PurifyConfig:
 def _sieve(config: PurifyConfig, worker: RunWorker) -> Sieve:
     manifest = worker.data.manifest
     labels = manifest.labels
-    split = Split(np.zeros(len(labels), np.float32), ())
+    split = Split(np.zeros(len(labels), np.float32), np.zeros(len(labels), bool), ())
     if config.sieve.split:
         split = split_classes(worker.activations(), labels)
     return Sieve(labels, manifest.num_classes, split, worker.activations, config.sieve, config.seed)

@@ -19,7 +19,8 @@ is trusted:
 4. *Round 1* begins with the infected model's weights again, which are more accurate, and trains on
    all that is trusted, and on the suspects with the labels that the model of round 0 gives them:
    triggered images with what they show are what unlearns a trigger best. What waits is not trained,
-   nor are images of a poisoned class that may belong to either cluster.
+   nor are images of a poisoned class that may belong to either cluster, or that lie apart from the
+   others of the trusted one.
 5. *Second verdict.* What was not trained with its own label is trusted if the model of round 1
    gives that label to most of it, class by class. Else it is poisoned if it gets many different
    ones, or if that is so in many classes; a single cluster with one other label may be photographs
@@ -102,7 +103,7 @@ class Sieve:
         self.config, self.seed = config, seed
         self._known = ~np.isnan(split.log_odds)
         self._second = split.log_odds > 0
-        self._doubtful = (np.abs(split.log_odds) < _DOUBTFUL) & config.split
+        self._between = (np.abs(split.log_odds) < _DOUBTFUL) & config.split
         few = len(split.classes) <= _MOST_WHOLE * len(np.unique(labels))
         self._whole = {c.label for c in split.classes} if few else set[int]()
 
@@ -184,7 +185,7 @@ class Sieve:
             else:
                 bad, good = (small, large) if verdict.poisoned == "smaller" else (large, small)
                 suspects |= bad
-                waiting |= good & self._doubtful
+                waiting |= good & (self._between | self.split.apart)
         likely, second_look = self._look_again(outcome)
         waiting |= likely
         if self._many(sum(verdict.poisoned != "unclear" for verdict in verdicts)):
@@ -200,12 +201,12 @@ class Sieve:
 
     def judged_again(self, outcome: Scores, place: Place) -> Selection:
         """After round 1, class by class, with a model that has learned all labels."""
-        left = self.suspects(place)
+        left, doubtful = self.suspects(place), self._doubtful(place)
         differs = self._differs(outcome)
         clusters: dict[int, Mask] = {}  # that are something else than their label, by that
         for label in np.unique(self.labels[left]).tolist():
             here = self.labels == label
-            sure = left & here & ~self._doubtful
+            sure = left & here & ~doubtful
             sure = sure if sure.any() else left & here
             if differs[sure].mean() > _DISAGREE:
                 clusters[label] = sure & differs
@@ -265,12 +266,21 @@ class Sieve:
         suspects[own] = False
         return suspects
 
+    def _doubtful(self, place: Place) -> Mask:
+        """Images between two clusters, and those that lie apart in a cluster that is trusted."""
+        doubtful, left = self._between.copy(), self.suspects(place)
+        for split in self.split.classes:
+            for cluster in self._clusters(split.label):
+                if left[cluster].mean() < 0.5:
+                    doubtful |= cluster & self.split.apart
+        return doubtful
+
     def kept(self, outcome: Scores, place: Place, poisoned: list[int]) -> float | None:
         """The share of the poisoned classes' suspects that a model gives the label they came with.
 
         What shows without a trigger whether a backdoor is gone; None where nothing is suspect.
         """
-        suspects = self.suspects(place) & ~self._doubtful & np.isin(self.labels, poisoned)
+        suspects = self.suspects(place) & ~self._doubtful(place) & np.isin(self.labels, poisoned)
         return float((outcome[:, 1] == self.labels)[suspects].mean()) if suspects.any() else None
 
     def ranking(self, outcome: Scores, place: Place) -> Scores:
@@ -280,7 +290,8 @@ class Sieve:
         though they were left out.
         """
         loss = outcome[:, 0].astype(np.float64)
-        suspects = self.suspects(place) & ((outcome[:, 1] != self.labels) | ~self._doubtful)
+        sure = (outcome[:, 1] != self.labels) | ~self._doubtful(place)
+        suspects = self.suspects(place) & sure
         ranking: Scores = (-(loss / (1 + loss) + suspects) / 2).astype(np.float32)
         return ranking
 

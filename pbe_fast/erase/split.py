@@ -10,9 +10,13 @@ its trigger does not whiten itself away.
 Where the trigger differs from image to image, the first principal component may be another one. A
 second look (:func:`look_again`) goes along the direction to the images whose label a model that is
 partly purified finds least likely.
+
+What the infected model sees of the picture itself also counts: where triggered images come from a
+class that looks like the target, they may lie with the clean ones. So the clusters of a class that
+falls apart are split once more (:attr:`Split.apart`).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -31,7 +35,8 @@ _RIDGE = 1e-2  # of the mean variance
 _PASSES = 3
 _SMOOTH = 0.05  # least standard deviation of a cluster, of the whole class' one
 _MOST = 50.0  # nats of log odds
-# The second look. On drawn signs classes without poison gained up to 0.05, the others from 0.17 on.
+# The second look, and the clusters within a cluster. On drawn signs classes without poison gained
+# up to 0.05 by the look, the others from 0.17 on.
 _GAIN_AGAIN = 0.1
 _SEPARATION_AGAIN = 2.0
 _HARD = 0.1  # of a class, its images with the highest losses
@@ -63,10 +68,12 @@ class Split:
     Attributes:
         log_odds: ``(N,)`` float32 in [-50, 50], of the smaller cluster of the image's class against
             the larger one; -50 where a class is whole, NaN where features are.
+        apart: ``(N,)``, images of a cluster that falls apart itself, in the smaller of its parts.
         classes: those that fall apart.
     """
 
     log_odds: npt.NDArray[np.float32]
+    apart: Mask
     classes: tuple[ClassSplit, ...]
 
 
@@ -89,7 +96,8 @@ def split_classes(features: Features, labels: npt.NDArray[np.integer]) -> Split:
             if mixture and mixture.gain > _GAIN and mixture.separation > _SEPARATION:
                 found[label] = mixture
                 second[ids] = mixture.odds > 0
-    return space.split(found)
+    split = space.split(found)
+    return replace(split, apart=space.apart(split)) if found else split
 
 
 def look_again(
@@ -122,7 +130,7 @@ def look_again(
         mixture = _two_gaussians(_towards(space.rows(ids) @ whitener, hard))
         if not mixture or mixture.odds[hard].mean() < mixture.odds[~hard].mean():
             continue  # the smaller cluster is the easier one
-        if mixture.gain > _GAIN_AGAIN and mixture.separation > _SEPARATION_AGAIN:
+        if mixture.apart_again:
             found[label] = mixture
     return space.split(found)
 
@@ -192,7 +200,21 @@ class _Space:
             ClassSplit(label, float((m.odds > 0).mean()), m.gain, m.separation)
             for label, m in found.items()
         )
-        return Split(log_odds, tuple(classes))
+        return Split(log_odds, np.zeros(len(log_odds), bool), tuple(classes))
+
+    def apart(self, split: Split) -> Mask:
+        """See :attr:`Split.apart`."""
+        apart, second = np.zeros(len(self.features), bool), split.log_odds > 0
+        whitener = self.whitener(second)
+        for label in (found.label for found in split.classes):
+            ids = self.members[label]
+            for cluster in (ids[second[ids]], ids[~second[ids]]):
+                if len(cluster) < _LEAST:
+                    continue
+                mixture = _two_gaussians(_first_component(self.rows(cluster) @ whitener))
+                if mixture and mixture.apart_again:
+                    apart[cluster] = mixture.odds > 0
+        return apart
 
 
 @dataclass(frozen=True)
@@ -202,6 +224,11 @@ class _Mixture:
     odds: Floats
     gain: float
     separation: float
+
+    @property
+    def apart_again(self) -> bool:
+        """Whether that is enough for a second look."""
+        return self.gain > _GAIN_AGAIN and self.separation > _SEPARATION_AGAIN
 
 
 def _first_component(z: Floats) -> Floats:

@@ -21,7 +21,8 @@ def _sieve(shares: dict[int, float], **settings: object) -> Sieve:
     odds[-1] = np.nan
     classes = tuple(ClassSplit(label, share, 1.0, 9.0) for label, share in shares.items())
     config = SieveConfig.model_validate(settings)
-    return Sieve(LABELS, CLASSES, Split(odds, classes), _activations, config, seed=0)
+    split = Split(odds, np.zeros(len(odds), bool), classes)
+    return Sieve(LABELS, CLASSES, split, _activations, config, seed=0)
 
 
 def _activations() -> np.ndarray:
@@ -185,7 +186,7 @@ def test_a_cluster_with_one_other_label_stays_away_and_is_no_backdoor() -> None:
 def test_of_two_classes_a_cluster_with_the_other_label_tells_nothing() -> None:
     odds = np.full(200, -50, np.float32)
     odds[:10] = 50
-    split = Split(odds, (ClassSplit(0, 0.1, 1.0, 9.0),))
+    split = Split(odds, np.zeros(len(odds), bool), (ClassSplit(0, 0.1, 1.0, 9.0),))
     labels = np.repeat([0, 1], 100)
     sieve = Sieve(labels, 2, split, _activations, SieveConfig(), seed=0)
     outcome = np.stack([np.full(200, 0.1), labels], 1).astype(np.float32)
@@ -197,7 +198,7 @@ def test_of_two_classes_a_cluster_with_the_other_label_tells_nothing() -> None:
 def test_a_set_with_one_class_alone_has_a_first_subset() -> None:
     odds = np.full(100, -50, np.float32)
     odds[:10] = 50
-    split = Split(odds, (ClassSplit(0, 0.1, 1.0, 9.0),))
+    split = Split(odds, np.zeros(len(odds), bool), (ClassSplit(0, 0.1, 1.0, 9.0),))
     sieve = Sieve(np.zeros(100, int), 3, split, _activations, SieveConfig(), seed=0)
     assert (sieve.first() >= 10).all()
 
@@ -246,6 +247,27 @@ def test_doubtful_images_of_a_poisoned_class_stay_away_and_have_no_vote() -> Non
     assert sieve.kept(outcome, _place(second.ids, second.labels), [1]) == pytest.approx(1 / 9)
     assert sieve.kept(outcome, _place(second.ids, second.labels), []) is None
     assert sieve.kept(outcome, _place(np.arange(599)), [1]) is None
+
+
+def test_images_that_lie_apart_in_the_trusted_cluster_of_a_poisoned_class_wait() -> None:
+    """Triggered images of a class like the target lie with the clean ones, but apart."""
+    sieve = _sieve({1: 0.3, 2: 0.1})
+    sieve.split.apart[[*range(100, 110), *range(140, 160), *range(240, 250)]] = True
+    outcome = _outcome(_others(*range(100, 130)))
+    first = sieve.judged(outcome, _place(sieve.first()))
+    waiting = [*range(140, 160), *range(200, 210)]  # not 240: class 2 is not plainly poisoned
+    assert np.setdiff1d(np.arange(599), first.ids).tolist() == waiting
+
+    poison = [*range(100, 130), *range(140, 150)]
+    outcome = _outcome(_others(*poison))
+    second = sieve.judged_again(outcome, _place(first.ids, first.labels))
+    assert second.facts["poisoned"] == [1]
+    assert second.labels is not None
+    place = _place(second.ids, second.labels)
+    assert np.setdiff1d(np.arange(599), second.ids).tolist() == list(range(150, 160))
+    # What lies apart is suspect where it shows something else; in the poisoned cluster anyway.
+    ranking = sieve.ranking(_outcome(_others(*range(110, 130), *range(140, 150))), place)
+    assert np.flatnonzero(ranking < -0.5).tolist() == poison
 
 
 def test_suspects_can_be_left_out_instead() -> None:

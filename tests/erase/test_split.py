@@ -121,6 +121,21 @@ def _faint(seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
 
 @settings(max_examples=10, deadline=None)
 @given(seed=st.integers(0, 10_000))
+def test_a_cluster_within_a_cluster_of_a_class_that_falls_apart_is_told(seed: int) -> None:
+    random = np.random.default_rng(seed)
+    features, labels, planted, _ = _faint(seed)
+    features[labels == 1, 1] /= 8
+    falls_apart = (labels == 1) & ~planted & (random.random(len(labels)) < 0.5)
+    features[falls_apart, 2] += 20
+    split = split_classes(features, labels)
+    assert [c.label for c in split.classes] == [1]
+    assert (falls_apart == (split.log_odds > 0))[labels == 1].mean() in (0.0, 1.0)
+    assert split.apart[planted].mean() > 0.9
+    assert split.apart[~planted].mean() < 0.01
+
+
+@settings(max_examples=10, deadline=None)
+@given(seed=st.integers(0, 10_000))
 def test_a_second_look_finds_what_the_hardest_images_point_to(seed: int) -> None:
     features, labels, planted, losses = _faint(seed)
     split = split_classes(features, labels)
@@ -135,7 +150,7 @@ def test_a_second_look_finds_what_the_hardest_images_point_to(seed: int) -> None
 def test_a_second_look_is_at_classes_that_seemed_whole() -> None:
     features, labels, _, losses = _faint(0)
     whole = split_classes(features, labels)
-    known = Split(whole.log_odds, (ClassSplit(1, 0.1, 1.0, 9.0),))
+    known = Split(whole.log_odds, whole.apart, (ClassSplit(1, 0.1, 1.0, 9.0),))
     assert look_again(features, labels, known, losses).classes == ()
 
 
@@ -145,7 +160,7 @@ def test_a_second_look_leaves_a_cluster_alone_that_is_easier_than_the_rest() -> 
     features[more, 0] += 9
     planted[more] = True
     losses = np.random.default_rng(0).uniform(0, 1, len(labels)) + ~planted
-    whole = Split(np.full(len(labels), -50, np.float32), ())
+    whole = Split(np.full(len(labels), -50, np.float32), np.zeros(len(labels), bool), ())
     assert look_again(features, labels, whole, losses).classes == ()
     assert [c.label for c in look_again(features, labels, whole, -losses).classes] == [1]
 
