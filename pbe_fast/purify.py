@@ -129,7 +129,8 @@ def purify(
             "rounds": worker.rounds,
         }
         if sieve is not None and scores is not None:
-            poisoned, odd = (worker.rounds[1][name] for name in ("poisoned", "odd"))
+            judged = next(facts for facts in reversed(worker.rounds) if "odd" in facts)
+            poisoned, odd = judged["poisoned"], judged["odd"]
             kept = sieve.kept(scores, place, poisoned)
             metrics["backdoor"] = {
                 "found": bool(poisoned), "labels": poisoned, "odd": odd, "kept": kept,

@@ -62,13 +62,14 @@ class Round:
     Attributes:
         stage: of fine-tuning.
         look: what is told of every training image after it (:mod:`pbe_fast.erase.identify`).
-        select: the next round's subset, from that and from the place of this one; None at the end.
+        select: the next round's subset, from that and from the place of this one, or None if there
+            is nothing more to do; None for the last round.
         fresh: whether it begins with the infected model's weights again.
     """
 
     stage: Stage
     look: Literal["agreement", "outcome"]
-    select: Callable[[Scores, Place], Selection] | None
+    select: Callable[[Scores, Place], Selection | None] | None
     fresh: bool = False
 
 
@@ -147,6 +148,8 @@ def run_rounds(
         select = rounds[index].select
         if select is not None and scores is not None:
             chosen = select(scores, place)
+            if chosen is None:
+                break
             worker.note(chosen.facts)
             place = Place(index + 1, "finetune", chosen.ids, labels=chosen.labels)
             save(place)

@@ -29,6 +29,9 @@ is trusted:
 6. *Round 2* goes on with the labels that the model of round 1 gives. In a poisoned class an image
    that it takes for something else has become suspect, too. A suspect that it takes for what it is
    labelled is left out.
+7. *More rounds.* Suspects that are taken for what they are labelled are what shows, without a trigger
+   or clean images, that the backdoor is still there. While they are more than a few, there is
+   another such verdict and another round like round 2, twice at most.
 """
 
 from collections.abc import Callable
@@ -58,6 +61,7 @@ _DISAGREE = 0.5  # of a cluster, with its label, to be poisoned
 _MORE = 0.3  # than of the other cluster, which may only be badly learned
 _DIVERSE = 1.5  # times as many labels, effectively
 _DOUBTFUL = 8.0  # nats of log odds, up to which an image of a poisoned class waits
+_KEPT = 0.05  # of the suspects with the label they came with, and the backdoor is not gone
 _LIKELY = 2.0  # nats of log odds, from which on an image belongs to what the second look found
 
 
@@ -108,7 +112,7 @@ class Sieve:
         self._whole = {c.label for c in split.classes} if few else set[int]()
 
     def rounds(self, augment: Augment, flip: bool) -> list[Round]:
-        """Round 0 on a share of what is trusted, rounds 1 and 2 on all of it and the suspects."""
+        """Round 0 on a share of what is trusted, the others on all of it and the suspects."""
         config = self.config
 
         def stage(index: int) -> Stage:
@@ -126,7 +130,8 @@ class Sieve:
         return [
             Round(stage(0), "outcome", self.judged),
             Round(stage(1), "outcome", self.judged_again, fresh=True),
-            Round(stage(2), "outcome", None),
+            *(Round(stage(2 + i), "outcome", self.judged_more) for i in range(config.more_rounds)),
+            Round(stage(2 + config.more_rounds), "outcome", None),
         ]
 
     def first(self) -> Ids:
@@ -222,6 +227,19 @@ class Sieve:
             poisoned = sorted({*poisoned, *self.labels[likely].tolist()})
         facts["poisoned"] = poisoned
         return self._selection(suspects, left & np.isin(self.labels, odd), outcome, **facts)
+
+    def judged_more(self, outcome: Scores, place: Place) -> Selection | None:
+        """After round 2 and later: once more, or None where the backdoor is gone."""
+        kept = self.kept(outcome, place, self._relabelled(place))
+        return self.judged_again(outcome, place) if kept is not None and kept > _KEPT else None
+
+    def _relabelled(self, place: Place) -> list[int]:
+        """The classes that some images were trained away from."""
+        if place.labels is None:
+            return []
+        own = self.labels[place.subset]
+        labels: list[int] = np.unique(own[own != place.labels]).tolist()
+        return labels
 
     def _differs(self, outcome: Scores) -> Mask:
         """Images that a model takes for something else than their label."""

@@ -280,9 +280,31 @@ def test_suspects_can_be_left_out_instead() -> None:
 def test_rounds() -> None:
     rounds = _sieve({}).rounds("none", flip=False)
     stages = [r.stage for r in rounds]
-    assert [(s.epochs, s.lr) for s in stages] == [(5, 0.1), (4, 0.05), (4, 0.05)]
-    assert [s.adversarial_epochs for s in stages] == [1, 0, 0]
-    assert [r.fresh for r in rounds] == [False, True, False]
+    assert [(s.epochs, s.lr) for s in stages] == [(5, 0.1), *[(4, 0.05)] * 4]
+    assert [s.adversarial_epochs for s in stages] == [1, 0, 0, 0, 0]
+    assert [r.fresh for r in rounds] == [False, True, False, False, False]
+    assert [s.round for s in stages] == list(range(5))
+    assert [r.select is None for r in rounds] == [False, False, False, False, True]
+    assert len(_sieve({}, more_rounds=0).rounds("none", flip=False)) == 3
+
+
+def test_there_is_another_round_while_suspects_keep_their_labels() -> None:
+    sieve = _sieve({1: 0.4})
+    labels = LABELS.astype(np.int64)
+    labels[100:140] = np.arange(40) % 5  # of which eight are the label that they came with
+    place = _place(np.arange(599), labels[:599])
+    suspects = [i for i in range(100, 140) if labels[i] != 1]
+    gone = _others(*suspects[1:])  # one of 32 keeps its label
+    assert sieve.judged_more(_outcome(gone), place) is None
+    left = _others(*suspects[2:])
+    more = sieve.judged_more(_outcome(left), place)
+    assert more is not None
+    assert more.facts["poisoned"] == [1]
+    assert more.labels is not None
+    assert np.setdiff1d(np.arange(599), more.ids).tolist() == suspects[:2]
+    nobody = _place(np.arange(599), LABELS[:599].astype(np.int64))
+    assert sieve.judged_more(_outcome(), nobody) is None
+    assert sieve.judged_more(_outcome(), _place(np.arange(599))) is None
 
 
 def test_without_the_split_what_disagrees_is_suspect() -> None:
