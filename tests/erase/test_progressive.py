@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -94,6 +94,19 @@ def test_a_fresh_round_begins_with_the_infected_weights_once(
     run_rounds(rounds, worker, place, lambda _place: None)
     assert worker.done.count(("restart", -1, 0)) == restarts
     assert worker.done[restarts] == ("finetune", 2, 200)
+
+
+@pytest.mark.parametrize("start", ["finetune", "score"])
+def test_a_round_that_has_nothing_more_to_do_is_the_last(
+    start: Literal["finetune", "score"],
+) -> None:
+    rounds = pbe_rounds(PbeConfig(), "none", False)
+    rounds[1] = replace(rounds[1], select=lambda _scores, _place: None)
+    worker = Notes()
+    scores, last = run_rounds(rounds, worker, Place(1, start, np.arange(200)), lambda _place: None)
+    assert worker.done[-1] == ("score", 1, 200)
+    assert scores is not None
+    assert (last.round, last.part) == (1, "score")
 
 
 def test_the_schedule_of_pbe() -> None:
