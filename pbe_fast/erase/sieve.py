@@ -29,9 +29,9 @@ is trusted:
 6. *Round 2* goes on with the labels that the model of round 1 gives. In a poisoned class an image
    that it takes for something else has become suspect, too. A suspect that it takes for what it is
    labelled is left out.
-7. *More rounds.* Suspects that are taken for what they are labelled show that the backdoor is still
-   there, and need neither the trigger nor clean images for it. While they are more than a few, there
-   is another such verdict and another round like round 2, twice at most.
+7. *More rounds.* Suspects that are taken for what they are labelled show that the backdoor is
+   still there, and need neither the trigger nor clean images for it. While they are more than a
+   few, there is another such verdict and another round like round 2, twice at most.
 """
 
 from collections.abc import Callable
