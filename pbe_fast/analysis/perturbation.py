@@ -285,8 +285,12 @@ def _theorem(a: Analysis, both: dict[Form, bool]) -> list[Claim]:
                   error=error, premises=both[form] and a.tau > 0)
             for form, bound in sides
         ),
-        claim("Theorem 1, in tau", "corrected", "the same, with (18)", a.share, ">=", right.in_tau,
-              error=error, premises=both["corrected"] and a.tau > 0),
-        claim("Theorem 1, explicit", "corrected", "the same, from K, n, ell, |P|, lam, tau", a.share,
-              ">=", right.explicit, error=error, premises=both["corrected"] and a.tau > 0),
+        *(
+            claim(f"Theorem 1, {name}", "corrected", statement, a.share, ">=", bound, error=error,
+                  premises=both["corrected"] and a.tau > 0)
+            for name, statement, bound in (
+                ("in tau", "the same, with (18)", right.in_tau),
+                ("explicit", "the same, from K, n, ell, |P|, lam and tau", right.explicit),
+            )
+        ),
     ]  # fmt: skip
