@@ -4,9 +4,9 @@
 A.2 has vectors of R^d and an objective of its own. Both are bridged without a change to the
 adversary, by the network that it is given:
 
-- A vector z is an image of ceil(sqrt(d / 3)) pixels a side with the values 1/2 + c z, and grey where
-  d ends. c is such that the ball of radius delta stays inside (0, 1), so the clamp never acts; eps
-  is c delta.
+- A vector z is an image of ceil(sqrt(d / 3)) pixels a side with the values 1/2 + c z, and grey
+  where d ends. c is such that the ball of radius delta stays inside (0, 1), so the clamp never
+  acts; eps is c delta.
 - (8) asks for one r for all examples. The image is r itself, grey at the start, and the network has
   two logits, 0 and b (L(r) - L(0)) with L of (9), the minimum over j included. The cross-entropy of
   the second is a falling function of L, and a step of L2 is as long as the gradient is not, so a

@@ -67,7 +67,8 @@ def _bounds(a: Analysis) -> list[Claim]:
 def _values(a: Analysis) -> list[Claim]:
     """(5), (6), (7), and the value at W_1, which (5) is read off."""
     task, lam, rho = a.task, a.task.lam, a.task.rho
-    infected, benign = a.infected.objective, a.benign.objective
+    benign = a.benign.objective
+    fallen = benign - a.infected.objective
     size = float(np.linalg.norm(a.infected.weights) + np.linalg.norm(a.benign.weights))
     error = a.error * lam * (1 + size)  # F is flat at its minimum
     found = []
@@ -78,10 +79,10 @@ def _values(a: Analysis) -> list[Claim]:
         found += [
             claim("value at W_1", form, f"|F(W_1) - F(W~) + {count}^2 |P|^4 / (2 lam)| = 0",
                   abs(at_one - benign + drop), "<=", 0.0, error=error),
-            claim("(5)", form, f"F(W*) <= F(W~) - {count}^2 |P|^4 / (2 lam)", infected, "<=",
-                  benign - drop, error=error),
-            claim("(7)", form, f"F(W*) >= F(W~) - {count}^2 |P|^4 / lam", infected, ">=",
-                  benign - 2 * drop, error=error),
+            claim("(5)", form, f"F(W~) - F(W*) >= {count}^2 |P|^4 / (2 lam)", fallen, ">=", drop,
+                  error=error),
+            claim("(7)", form, f"F(W~) - F(W*) <= {count}^2 |P|^4 / lam", fallen, "<=", 2 * drop,
+                  error=error),
         ]  # fmt: skip
     drop = (a.ell * rho / a.n) ** 2 / (2 * lam)
     at_one = objective(task, _one(a, a.ell / (a.n * lam)))
@@ -94,12 +95,12 @@ def _values(a: Analysis) -> list[Claim]:
         *found,
         claim("value at W_1", "corrected", "F(W_1) >= F(W~) - (ell/n)^2 |P|^2 / (2 lam)", at_one,
               ">=", benign - drop, error=error),
-        claim("(5)", "corrected", "F(W*) <= F(W~) - |P|^2 |g|^2 / (2 lam (1 + kappa))", infected,
-              "<=", benign - gain / (1 + a.kappa), error=error),
+        claim("(5)", "corrected", "F(W~) - F(W*) >= |P|^2 |g|^2 / (2 lam (1 + kappa))", fallen,
+              ">=", gain / (1 + a.kappa), error=error),
         claim("(6)", "printed", "min over T of the change >= -(u_l + u') |P|^2", least, ">=",
               -reach, error=a.error * (1 + size)),
-        claim("(7)", "corrected", "F(W*) >= F(W~) - |P|^2 |g|^2 / (2 lam)", infected, ">=",
-              benign - gain, error=error),
+        claim("(7)", "corrected", "F(W~) - F(W*) <= |P|^2 |g|^2 / (2 lam)", fallen, "<=", gain,
+              error=error),
     ]  # fmt: skip
 
 
