@@ -77,6 +77,10 @@ def gap(task: Problem, weights: Array, r: Array) -> float:
 class _Gap(nn.Module):
     """An image of r to the logits 0 and b (L(r) - L(0))."""
 
+    columns: Tensor  # (d, K - 1): w_l - w_j
+    at_zero: Tensor  # (N, K - 1): of the examples of (9), without r
+    before: Tensor  # L(0)
+
     def __init__(self, a: Analysis, scale: float) -> None:
         super().__init__()
         weights, target = a.infected.weights, a.task.target
@@ -89,7 +93,7 @@ class _Gap(nn.Module):
         self.register_buffer("before", torch.tensor(at_zero.min(1).mean()))
 
     def forward(self, images: Tensor) -> Tensor:  # (N, 3, side, side) to (N, 2)
-        r = _vectors(images, len(self.columns), self.scale)  # type: ignore[arg-type]
+        r = _vectors(images, len(self.columns), self.scale)
         reached = (self.at_zero + (r @ self.columns)[:, None]).amin(2).mean(1)
         gained = (reached - self.before) / self.steep
         return torch.stack([torch.zeros_like(gained), gained], 1)
@@ -98,13 +102,15 @@ class _Gap(nn.Module):
 class _Linear(nn.Module):
     """An image of z to W^T z."""
 
+    weights: Tensor  # (d, K)
+
     def __init__(self, weights: Array, scale: float) -> None:
         super().__init__()
         self.scale = scale
         self.register_buffer("weights", torch.from_numpy(weights))
 
     def forward(self, images: Tensor) -> Tensor:  # (N, 3, side, side) to (N, K)
-        z = _vectors(images, len(self.weights), self.scale)  # type: ignore[arg-type]
+        z = _vectors(images, len(self.weights), self.scale)
         return z @ self.weights
 
 

@@ -81,10 +81,8 @@ def _values(a: Analysis) -> list[Claim]:
                   abs(at_one - benign + drop), "<=", 0.0, error=error),
             claim("(5)", form, f"F(W~) - F(W*) >= {count}^2 |P|^4 / (2 lam)", fallen, ">=", drop,
                   error=error),
-            claim("(7)", form, f"F(W~) - F(W*) <= {count}^2 |P|^4 / lam", fallen, "<=", 2 * drop,
-                  error=error),
         ]  # fmt: skip
-    drop = (a.ell * rho / a.n) ** 2 / (2 * lam)
+    lost = (a.ell * rho / a.n) ** 2 / (2 * lam)
     at_one = objective(task, _one(a, a.ell / (a.n * lam)))
     gain = (rho * a.g) ** 2 / (2 * lam)
     trained = losses(task.inputs @ a.infected.weights, task.labels)
@@ -94,11 +92,16 @@ def _values(a: Analysis) -> list[Claim]:
     return [
         *found,
         claim("value at W_1", "corrected", "F(W_1) >= F(W~) - (ell/n)^2 |P|^2 / (2 lam)", at_one,
-              ">=", benign - drop, error=error),
+              ">=", benign - lost, error=error),
         claim("(5)", "corrected", "F(W~) - F(W*) >= |P|^2 |g|^2 / (2 lam (1 + kappa))", fallen,
               ">=", gain / (1 + a.kappa), error=error),
         claim("(6)", "printed", "min over T of the change >= -(u_l + u') |P|^2", least, ">=",
               -reach, error=a.error * (1 + size)),
+        *(
+            claim("(7)", form, f"F(W~) - F(W*) <= {'ell' if form == 'printed' else '(ell/n)'}^2 "
+                  "|P|^4 / lam", fallen, "<=", (ell * rho**2) ** 2 / lam, error=error)
+            for form, ell in _counts(a)
+        ),
         claim("(7)", "corrected", "F(W~) - F(W*) <= |P|^2 |g|^2 / (2 lam)", fallen, "<=", gain,
               error=error),
     ]  # fmt: skip

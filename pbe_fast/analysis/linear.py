@@ -138,5 +138,6 @@ def _minimised(features: Array, one_hot: Array, lam: float) -> Array:
         step = np.linalg.solve(curvature(best), slope(best))
         found = float(np.linalg.norm(slope(best - step)))
         if not found < norm / 2:  # rounding, or not near enough; the certificate says which
-            return (best if norm <= found else best - step).reshape(q, k)
+            end: Array = best if norm <= found else best - step
+            return end.reshape(q, k)
         best, norm = best - step, found

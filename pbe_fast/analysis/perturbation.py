@@ -226,7 +226,7 @@ def _first_order(a: Analysis) -> list[Claim]:
     own = one_hot.astype(bool)
     # (17) as printed multiplies only its second term by x_i; read with x_i behind both.
     mean = task.points.T @ (one_hot - p) / (a.n * lam)
-    apart = float(np.abs(np.linalg.norm(benign - a.n * mean, axis=0)).max())
+    apart = float(np.linalg.norm(benign - a.n * mean, axis=0).max())
     near = float(np.linalg.norm(benign - mean, axis=0).max())
     odds = np.exp(min(a.tau, 700.0))
     long = float(np.linalg.norm(benign, axis=0).max())
@@ -239,9 +239,6 @@ def _first_order(a: Analysis) -> list[Claim]:
         found += [
             claim("(16)", form, f"alpha >= (sqrt2 - 1) {count} |P|^2 / (sqrt2 lam)", a.alpha, ">=",
                   (np.sqrt(2) - 1) * ell * rho**2 / (np.sqrt(2) * lam), error=error),
-            claim("(18)", form, f"<= ({count} |P|^2 / sqrt2 + K / (e^tau + K)) / lam", parallel,
-                  "<=", (ell * rho**2 / np.sqrt(2) + k / (odds + k)) / lam, error=error,
-                  premises=known),
         ]  # fmt: skip
     slack = error * (1 + lam) * 2  # probabilities move by half of what logits do
     return [
@@ -266,6 +263,13 @@ def _first_order(a: Analysis) -> list[Claim]:
               k / (lam * (odds + k)), error=error, premises=known),
         claim("|w~_l - w~_j|", "corrected", "<= K / (lam (e^tau + K - 1))", between, "<=",
               a.spread / lam, error=error / lam, premises=known),
+        *(
+            claim("(18)", form,
+                  f"<= ({'ell' if form == 'printed' else 'ell/n'} |P|^2 / sqrt2 + "
+                  "K / (e^tau + K)) / lam", parallel, "<=",
+                  (ell * rho**2 / np.sqrt(2) + k / (odds + k)) / lam, error=error, premises=known)
+            for form, ell in _counts(a)
+        ),
         claim("(18)", "corrected",
               "<= (K / (e^tau + K - 1) + sqrt2 min(|P|/2, kappa) |g|) / lam", parallel, "<=",
               a.spread / lam + np.sqrt(2) * a.drift, error=error / lam, premises=known),

@@ -58,7 +58,10 @@ def sweep(
     found = {}
     for name, values in _grids(base).items():
         say(f"sweep of {SWEPT[name]}: {len(values)} settings")
-        found[name] = [_point(replace(base, **{name: value}), value, delta) for value in values]
+        found[name] = [
+            _point(replace(base, **{name: value}), value, delta)  # type: ignore[arg-type]  # by name
+            for value in values
+        ]
     return found
 
 
