@@ -50,7 +50,7 @@ def perturbation_claims(a: Analysis, measured: float | None = None) -> list[Clai
         expected = a.share * a.delta
         found.append(
             claim("(15)", "printed", "| |r_perp| - the ascent's | = 0", abs(measured - expected),
-                  "<=", 0.0, error=2e-5 * a.delta, premises=within)
+                  "<=", 0.0, error=2e-6 * a.delta, premises=within)
         )  # fmt: skip
     return found
 
@@ -78,12 +78,10 @@ def bounds(a: Analysis) -> Bounds:
 
 def _share(a: Analysis, least: float, benign_v: float) -> float:
     """The corrected theorem, for alpha >= ``least`` and a benign |v| <= ``benign_v``."""
-    if least < 1e-300:
-        return 0.0
     rho, root = a.task.rho, float(np.sqrt(2))
-    reach = root * min(a.kappa, rho * float(np.sqrt(a.eta / a.reached)))  # |W_par - W~| / alpha
-    xi = (benign_v / least + root * min(a.drift / least, reach)) / rho
-    return float(1 / np.hypot(1.0, xi))
+    drift = min(a.drift, least * root * min(a.kappa, rho * float(np.sqrt(a.eta / a.reached))))
+    along = least * rho
+    return float(along / np.hypot(along, benign_v + root * drift)) if along else 0.0
 
 
 def _counts(a: Analysis) -> tuple[tuple[Form, float], ...]:
