@@ -70,7 +70,7 @@ def _values(a: Analysis) -> list[Claim]:
     benign = a.benign.objective
     fallen = benign - a.infected.objective
     size = float(np.linalg.norm(a.infected.weights) + np.linalg.norm(a.benign.weights))
-    error = a.error * lam * (1 + size)  # F is flat at its minimum
+    error = a.value_error + a.error * rho**2 * a.g / lam  # the latter of |g|^2
     found = []
     for form, ell in _counts(a):
         drop = (ell * rho**2) ** 2 / (2 * lam)
@@ -126,9 +126,10 @@ def _distances(a: Analysis) -> list[Claim]:
         square = float(np.sum((one - a.infected.weights) ** 2))
         factor = 2 if form == "corrected" else 1  # F(W) - F(W*) >= lam/2 |W - W*|^2
         error = a.error * (1 + float(np.sqrt(square)))
+        steep = float(np.linalg.norm(gradient(task, one))) * a.benign.distance + a.value_error
         value, distance = texts[form]
         found += [
-            claim("F(W_1) - F(W*)", form, f"<= {value}", excess, "<=", most, error=error),
+            claim("F(W_1) - F(W*)", form, f"<= {value}", excess, "<=", most, error=steep),
             claim("|W_1 - W*|^2", form, f"<= {distance}", square, "<=", factor * most / lam,
                   error=error),
             claim("strong convexity", form,

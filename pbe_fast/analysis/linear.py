@@ -10,7 +10,8 @@ columns lie in S: the *benign* model, since on those F does not see the patch.
 Both are solved in coordinates of span(S, P), of which there are m + 1. Nothing is lost: split W
 into W1, whose columns lie in the span, and the rest W2. The loss sees W1 alone, and |W|^2 = |W1|^2
 + |W2|^2, so the minimiser has W2 = 0. F is strongly convex with constant lam, so |W - W*| <=
-|grad F(W)| / lam for every W; each solution comes with that bound, from the gradient in R^d.
+|grad F(W)| / lam for every W; each solution comes with that bound, from the gradient in R^d and
+what rounding may hide of it.
 """
 
 from dataclasses import dataclass
@@ -32,13 +33,16 @@ class Solution:
     Attributes:
         weights: W, ``(d, K)``.
         objective: F(W).
-        gradient_norm: |grad F(W)|, Frobenius, over the W that are allowed.
-        distance: at least |W - W*|: the gradient's norm over lambda.
+        gradient_norm: |grad F(W)|, Frobenius, over the W that are allowed, as computed.
+        rounding: what float64 can hide of it. Newton's method ends where the computed gradient is
+            smaller than that, so it has to be counted.
+        distance: at least |W - W*|: the two together over lambda.
     """
 
     weights: Array
     objective: float
     gradient_norm: float
+    rounding: float
     distance: float
 
 
@@ -97,7 +101,22 @@ def solve(task: Problem, *, benign: bool = False) -> Solution:
     if benign:
         slope = along @ (along.T @ slope)  # (4) allows movement within S alone
     norm = float(np.linalg.norm(slope))
-    return Solution(weights, objective(task, weights), norm, norm / task.lam)
+    rounding = _rounding(task, weights)
+    return Solution(
+        weights, objective(task, weights), norm, rounding, (norm + rounding) / task.lam
+    )  # fmt: skip
+
+
+def _rounding(task: Problem, weights: Array) -> float:
+    """How far the computed gradient may be from the gradient, to first order in eps.
+
+    A probability is off by a few eps, and by what its logit is: eps times the terms that it sums.
+    """
+    inputs = task.inputs
+    terms = np.linalg.norm(inputs, axis=1) * np.linalg.norm(weights)
+    off = (4 + terms) * np.sqrt(task.classes) * np.linalg.norm(inputs, axis=1)  # (n,)
+    eps = np.finfo(np.float64).eps
+    return float(eps * (off.mean() + 4 * task.lam * np.linalg.norm(weights)))
 
 
 def _minimised(features: Array, one_hot: Array, lam: float) -> Array:

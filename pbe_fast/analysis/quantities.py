@@ -48,6 +48,11 @@ class Analysis:
         away = self.benign.distance + self.infected.distance
         return away * (1 + 1 / self.task.rho)
 
+    @property
+    def value_error(self) -> float:
+        """How far F at the two models may be from its minima: F is flat there."""
+        return self.task.lam * (self.benign.distance**2 + self.infected.distance**2)
+
     @cached_property
     def parallel(self) -> Array:
         """The infected W's projection on S, ``(d, K)``."""

@@ -70,6 +70,7 @@ def as_json(found: Summary, sweeps: Mapping[str, Sequence[Point]] | None = None)
             name: {
                 "objective": solution.objective,
                 "gradient_norm": solution.gradient_norm,
+                "rounding": solution.rounding,
                 "distance": solution.distance,
             }
             for name, solution in (("benign", a.benign), ("infected", a.infected))

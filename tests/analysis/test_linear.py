@@ -145,7 +145,29 @@ def test_solutions_are_solved_to_the_end(task: Problem) -> None:
     for benign in (False, True):
         found = solve(task, benign=benign)
         assert found.gradient_norm < 1e-12 * max(1.0, task.rho)
-        assert found.distance == found.gradient_norm / task.lam
+        assert found.distance == (found.gradient_norm + found.rounding) / task.lam
+        assert found.rounding < 1e-9 * max(1.0, task.rho)
+
+
+def exact_gradient(task: Problem, weights: Array) -> float:
+    """|grad F| in 80 bits."""
+    x, w = task.inputs.astype(np.longdouble), weights.astype(np.longdouble)
+    z = x @ w
+    p = np.exp(z - z.max(1, keepdims=True))
+    p = p / p.sum(1, keepdims=True)
+    found = x.T @ (p - task.one_hot) / len(x) + np.longdouble(task.lam) * w
+    return float(np.sqrt((found**2).sum()))
+
+
+@pytest.mark.skipif(np.finfo(np.longdouble).eps > 1e-18, reason="needs a float of 80 bits")
+@settings(max_examples=60, deadline=None)
+@given(task=problems())
+def test_the_certificate_counts_what_rounding_hides(task: Problem) -> None:
+    """The computed gradient may be 1e-20 where the true one is 1e-17, which over lambda shows."""
+    found = solve(task)
+    exact = exact_gradient(task, found.weights)
+    assert exact <= found.gradient_norm + found.rounding
+    assert found.rounding < 1e5 * 1e-16 * max(1.0, task.rho**2) * max(1.0, task.lam)
 
 
 @pytest.mark.parametrize(
