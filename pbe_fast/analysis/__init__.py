@@ -9,7 +9,7 @@ from pbe_fast.analysis.perturbation import Bounds, bounds, perturbation_claims
 from pbe_fast.analysis.quantities import Analysis, analyse
 from pbe_fast.analysis.setting import Problem, Setting, draw, problem
 from pbe_fast.analysis.summary import Summary, as_json, claims_of, examine
-from pbe_fast.analysis.sweep import SWEPT, Point, sweep
+from pbe_fast.analysis.sweeps import SWEPT, Point, sweep
 from pbe_fast.analysis.witnesses import Witness, refutations, witnesses
 
 __all__ = [

@@ -31,8 +31,8 @@ from pbe_fast.device import Device
 __all__ = ["Ascent", "Untargeted", "ascend", "gap", "untargeted"]
 
 _CPU = Device(torch.device("cpu"), "float32", "contiguous")
-_STEPS = 100
-_STEP = 0.25  # of the radius; the angle to the gradient shrinks by 1 / (1 + _STEP) a step
+_STEPS = 60
+_STEP = 0.5  # of the radius; the angle to the gradient shrinks by 1 / (1 + _STEP) a step
 
 
 @dataclass(frozen=True)

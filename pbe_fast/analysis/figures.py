@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
-from pbe_fast.analysis.sweep import Point
+from pbe_fast.analysis.sweeps import Point
 from pbe_fast.report._svg import CLEAN, GRID, MUTED, POISON, style
 
 __all__ = ["sweep_figure"]
@@ -34,14 +34,13 @@ def sweep_figure(points: Mapping[str, Sequence[Point]]) -> tuple[str, bytes]:
         an SVG file as text and a PNG file; the same points give the same bytes.
     """
     with style():
-        figure = Figure(figsize=(8.6, 6.4), dpi=90, facecolor="white", layout="constrained")
+        figure = Figure(figsize=(8.6, 6.4), dpi=90, facecolor="white")
+        figure.subplots_adjust(0.09, 0.09, 0.985, 0.88, wspace=0.14, hspace=0.3)
         panels = figure.subplots(2, 2).flat
         for axes, (name, found) in zip(panels, points.items(), strict=True):
             _panel(axes, _TITLES[name], found, log=name != "classes")
         figure.supylabel("share of r along P, |r⊥| / |r|", color=_INK, fontsize=12.5)
-        figure.legend(
-            handles=_handles(), loc="outside upper center", ncols=3, frameon=False, fontsize=10.5
-        )
+        figure.legend(handles=_handles(), loc="upper center", ncols=3, frameon=False, fontsize=10.5)
         svg, png = io.StringIO(), io.BytesIO()
         figure.savefig(svg, format="svg", metadata={"Date": None})
         figure.savefig(png, format="png", metadata={"Software": None})
@@ -56,12 +55,10 @@ def _panel(axes: Axes, title: str, points: Sequence[Point], *, log: bool) -> Non
         colour = _COLOURS[name]
         y = [getattr(point, name) for point in points]
         axes.plot(x, y, color=colour, lw=1.6, ls=dash)
-        for point, height in zip(points, y, strict=True):
-            applies = getattr(point, f"{name}_premises")
-            axes.plot(
-                point.value, height, color=colour, marker="o", ms=4.5, ls="",
-                markerfacecolor=colour if applies else "white",
-            )  # fmt: skip
+        for applies, face in ((True, colour), (False, "white")):
+            some = [i for i, p in enumerate(points) if getattr(p, f"{name}_premises") is applies]
+            marks = [x[i] for i in some], [y[i] for i in some]
+            axes.plot(*marks, color=colour, marker="o", ms=4.5, ls="", markerfacecolor=face)
     if log:
         axes.set_xscale("log")
         steps = (1.0, 2.0, 5.0) if x[-1] < 1000 * x[0] else (1.0,)

@@ -11,7 +11,7 @@ from pbe_fast.analysis.lemma import lemma_claims
 from pbe_fast.analysis.perturbation import perturbation_claims
 from pbe_fast.analysis.quantities import Analysis, analyse
 from pbe_fast.analysis.setting import Setting, draw
-from pbe_fast.analysis.sweep import Point
+from pbe_fast.analysis.sweeps import Point
 from pbe_fast.errors import ConfigError
 
 __all__ = ["Summary", "as_json", "claims_of", "examine"]
