@@ -219,6 +219,52 @@ def test_the_corrected_theorem_says_something() -> None:
     assert 0.85 < bounds(weak).corrected < weak.share < 1
 
 
+@settings(max_examples=40, deadline=None)
+@given(task=problems())
+def test_the_theorem_and_its_premises_are_those_of_the_page(task: Problem) -> None:
+    """docs/theory.md's formulas, written out again; most settings do not need every part."""
+    a = analyse(task, 0.01)
+    rho, lam, n, k = task.rho, task.lam, len(task.labels), task.classes
+    ell = int(task.triggered.sum())
+    kappa = ell * rho**2 / (2 * n * lam)
+    drift = min(rho / 2, kappa) * a.g / lam
+    premises = {c.name: c.right for c in claims_of(a) if c.form == "corrected" and c.is_premise}
+    assert premises["(10)"] == pytest.approx(2 * np.sqrt(2) * drift)
+    w = a.benign.weights
+    pairs = [
+        np.linalg.norm(w[:, y] - w[:, j])
+        for y in set(task.labels.tolist()) - {task.target}
+        for j in set(range(k)) - {y, task.target}
+    ]
+    reach = max(pairs, default=0.0) + np.sqrt(2) * rho * a.g / lam
+    if reach > 1e-9:
+        assert premises["(11)"] == pytest.approx(a.tau / 2 / reach)
+    if not ell or kappa > 1e3:  # 1 - eta would be lost in rounding here
+        return
+    eta = np.sqrt(kappa / (1 + kappa))
+    others = task.labels[task.labels != task.target]
+    v = np.linalg.norm(w[:, task.target] - w[:, others].mean(1))
+    spread = k / (np.exp(a.tau) + k - 1) / lam
+    by_g = a.g * (1 - eta) / (np.sqrt(2) * lam)
+    p = np.exp(task.points @ w)
+    missed = 1 - (p[:, task.target] / p.sum(1))[task.triggered]
+    assert a.g >= missed.sum() / n * np.sqrt(k / (k - 1)) * (1 - 1e-6)
+    least = ell / n * (k - 1) / (np.exp(spread) + k - 1) * np.sqrt(k / (k - 1))
+    explicit = least * (1 - eta) / (np.sqrt(2) * lam)
+
+    def theorem(v: float, t: float) -> float:
+        root = np.sqrt(2)
+        extra = min(drift / t, root * kappa, root * rho * np.sqrt(eta / (1 - eta)))
+        return float(1 / np.sqrt(1 + ((v / t + root * extra) / rho) ** 2))
+
+    right = bounds(a)
+    assert right.corrected == pytest.approx(theorem(v, max(a.least, by_g)), rel=1e-6)
+    assert right.in_tau == pytest.approx(theorem(spread, by_g), rel=1e-6)
+    if a.tau > 0 and spread < 100:
+        assert right.explicit == pytest.approx(theorem(spread, explicit), rel=1e-6)
+        assert right.explicit <= right.in_tau * (1 + 1e-9) <= right.corrected * (1 + 1e-6)
+
+
 def test_margins_and_shares_are_those_of_the_examples() -> None:
     a = analyse(made([4, 5, 6], triggered=2), 0.05)
     logits = a.task.points @ a.benign.weights
