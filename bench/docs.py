@@ -16,13 +16,16 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from bench import _performance
+from bench import _performance, _theory
 from pbe_fast import MineConfig, PoisonConfig, PurifyConfig, TrainConfig
 
 __all__ = ["DOCUMENTS", "refreshed"]
 
 ROOT = Path(__file__).parent.parent
-DOCUMENTS = ("README.md", "docs/results.md", "docs/configuration.md", "docs/performance.md")
+DOCUMENTS = (
+    "README.md", "docs/results.md", "docs/configuration.md", "docs/performance.md",
+    "docs/theory.md",
+)  # fmt: skip
 SETTINGS = ROOT / "bench" / "results" / "signs_aft_settings.json"
 PLOT = ROOT / "docs" / "performance.png"
 RESULTS = ROOT / "bench" / "results" / "gtsrb_attacks.json"
@@ -274,6 +277,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "mine-keys": _keys(MineConfig),
     **{f"study-{name}": partial(study_table, name) for name in STUDY},
     **_performance.BLOCKS,
+    **_theory.BLOCKS,
 }
 
 

@@ -60,6 +60,7 @@ from pipelines._options import (
     fleet_of,
 )
 from pipelines._submit_command import submit_command
+from pipelines._theory_command import theory_command
 from pipelines.demo import run_demo
 
 __all__ = ["app", "main"]
@@ -72,6 +73,7 @@ app = typer.Typer(
 )
 app.add_typer(shards.app, name="shards")
 app.command(name="submit", context_settings={"allow_interspersed_args": False})(submit_command)
+app.command(name="theory")(theory_command)
 
 _GOES_ON = "The same command goes on from the last saved state."
 
