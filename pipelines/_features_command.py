@@ -100,6 +100,7 @@ def features_command(
         found = measure_features(options, out, progress)
     for claims in found["claims"]:
         console.print(_table(claims, found))
+    _say(console, f"The trigger works on {found['claims'][0]['images']:,} of {found['images']:,}.")
     labels = found["claims"][0]["labels"]
     _say(console, f"Adversarial examples with the attacker’s label: {percent(labels['attacker'])}")
     _say(console, f"Means:     {out / FEATURES_NAME}")

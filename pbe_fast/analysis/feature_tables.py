@@ -40,11 +40,12 @@ def as_table(features: Features, manifest: Manifest) -> pa.Table:
 
     Columns: ``key`` and ``other`` (the images; the same but for shuffled pairs), ``model``,
     ``pair``, ``shuffled``, ``layer``, ``l2``, ``cosine``, ``overlap``, ``shift`` (null where it
-    means nothing), ``label`` of the first image and ``reached``: whether its adversarial example
-    gets the attacker's label from the infected model.
+    means nothing), ``label`` of the first image, ``reached``: whether its adversarial example gets
+    the attacker's label from the infected model, and ``works``: whether the second image does, with
+    the trigger in it.
     """
     keys = manifest.keys.take(features.ids)
-    reached = features.reached
+    reached, works = features.reached, features.works
     parts = []
     for found in features.comparisons:
         count = len(found.first)
@@ -64,6 +65,7 @@ def as_table(features: Features, manifest: Manifest) -> pa.Table:
             **{name: pa.array(found.measure(name), from_pandas=True) for name in MEASURES},
             "label": pa.array(features.labels[found.first].astype(np.int32)),
             "reached": pa.array(reached[found.first]),
+            "works": pa.array(works[found.second]),
         }
         parts.append(pa.table(columns))
     return pa.concat_tables(parts).unify_dictionaries() if parts else pa.table({})
@@ -72,8 +74,10 @@ def as_table(features: Features, manifest: Manifest) -> pa.Table:
 def summary(features: Features, top_share: float) -> dict[str, Any]:
     """Means of everything, and the paper's claims beside what was measured.
 
-    Means over images are plain; ``reached`` has them again over the images whose adversarial
-    example got the attacker's label, and ``missed`` over the others.
+    ``pairs`` has means over all images, and again in ``reached`` over those whose adversarial
+    example got the attacker's label, and in ``missed`` over the others. ``claims`` are about images
+    on which the trigger works (in a shuffled pair: on the second), as a trigger that does nothing
+    leaves an image's features where they are.
     """
     reached = features.reached
     pairs = []
@@ -124,7 +128,10 @@ def _labels(features: Features) -> dict[str, dict[str, dict[str, float]]]:
 
 
 def _claims(features: Features, layer: str) -> dict[str, Any]:
-    """The three claims at one layer: what is to be high, and what it is to be higher than."""
+    """The three claims at one layer: what is to be high, and what it is to be higher than.
+
+    The third is about labels alone, and about all images.
+    """
     inside = {
         "adversarial": Pair(INFECTED, ADVERSARIAL, TRIGGERED),
         "benign_adversarial": Pair(INFECTED, BENIGN_ADVERSARIAL, TRIGGERED),
@@ -134,10 +141,12 @@ def _claims(features: Features, layer: str) -> dict[str, Any]:
     }
     by_name = {name: features.of(pair, layer) for name, pair in inside.items()}
     made = {name: found for name, found in by_name.items() if found is not None}
+    works = features.works
     return {
         "layer": layer,
-        "similar": {"paper": CLAIMS["similar"], **_against(made, "cosine")},
-        "neurons": {"paper": CLAIMS["neurons"], **_against(made, "overlap")},
+        "images": int(works.sum()),
+        "similar": {"paper": CLAIMS["similar"], **_against(made, "cosine", works)},
+        "neurons": {"paper": CLAIMS["neurons"], **_against(made, "overlap", works)},
         "labels": {
             "paper": CLAIMS["labels"],
             "attacker": _share(features.reached),
@@ -148,15 +157,20 @@ def _claims(features: Features, layer: str) -> dict[str, Any]:
     }
 
 
-def _against(made: Mapping[str, Comparison], measure: str) -> dict[str, Any]:
+def _against(
+    made: Mapping[str, Comparison], measure: str, works: npt.NDArray[np.bool_]
+) -> dict[str, Any]:
     """Means, and in what share of images x~' is nearer to x^t than x~ and than x; ties half."""
-    means = {name: float(found.measure(measure).mean()) for name, found in made.items()}
-    ours = made["adversarial"].measure(measure) if "adversarial" in made else None
-    nearer = {}
-    for name in ("benign_adversarial", "clean"):
-        if ours is not None and name in made:
-            theirs = made[name].measure(measure)
-            nearer[name] = _share(ours > theirs) + 0.5 * _share(ours == theirs)
+    values = {name: found.measure(measure)[works[found.second]] for name, found in made.items()}
+    if not works.any():
+        return {"to_triggered": {}, "nearer_than": {}}
+    nearer = {
+        name: _share(values["adversarial"] > values[name])
+        + 0.5 * _share(values["adversarial"] == values[name])
+        for name in ("benign_adversarial", "clean")
+        if name in values
+    }
+    means = {name: float(value.mean(dtype=np.float64)) for name, value in values.items()}
     return {"to_triggered": means, "nearer_than": nearer}
 
 

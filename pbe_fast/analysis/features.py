@@ -187,6 +187,12 @@ class Features:
         hit: npt.NDArray[np.bool_] = self.predicted[INFECTED, ADVERSARIAL] == self.wanted
         return hit
 
+    @property
+    def works(self) -> npt.NDArray[np.bool_]:
+        """On whom the trigger works: the infected model gives the attacker's label, ``(N,)``."""
+        hit: npt.NDArray[np.bool_] = self.predicted[INFECTED, TRIGGERED] == self.wanted
+        return hit
+
     def of(self, pair: Pair, layer: str) -> Comparison | None:
         """One comparison, where it was made."""
         return next((c for c in self.comparisons if c.pair == pair and c.layer == layer), None)
@@ -252,7 +258,9 @@ def compare(
     truth = torch.cat(labels) if labels else everyone
     count = len(everyone)
     comparisons = []
-    for pair, layer in parts:
+    for pair, layer in _each(study):
+        if (pair, layer) not in parts:  # fewer images than a pair needs
+            continue
         if pair.shuffled and first is not None and before is not None:
             parts[pair, layer].insert(0, _measured(study, pair, layer, first, before))
         index = np.arange(count)

@@ -72,7 +72,7 @@ def draw_maps(maps: Maps, classes: Sequence[str]) -> Drawing:
         "channels that are strongest in the triggered image; each has one scale for all rows, dark "
         "is low and yellow high. Cosine: of this layer’s features to the triggered image’s. "
         "Perturbation: around grey, times the number below it.",
-        width=int(width / 6.1),
+        width=int(width / 5.6),
     )
     height = _TOP + len(maps.rows) * (_CELL + _BELOW) + 10 + _LINE * len(caption)
     with style():
@@ -112,7 +112,11 @@ def draw_maps(maps: Maps, classes: Sequence[str]) -> Drawing:
 
 
 def draw_similarity(features: Features, layer: str, top_share: float) -> Drawing:
-    """Cosine and overlap of every pair at a layer: quartiles, median and mean over the images."""
+    """Cosine and overlap of every pair at a layer: quartiles, median and mean.
+
+    Over the images on which the trigger works, as the claims are; over all if it works on none.
+    """
+    shown = features.works if features.works.any() else np.ones_like(features.works)
     found = [c for c in features.comparisons if c.layer == layer]
     found.sort(key=lambda c: (c.pair.model == BENIGN, c.pair.shuffled))  # stable
     row, top, bottom = 24.0, 42.0, 76.0
@@ -133,7 +137,7 @@ def draw_similarity(features: Features, layer: str, top_share: float) -> Drawing
             axes.set_ylim(len(found) - 0.5, -0.5)
             low = 0.0
             for y, one in enumerate(found):
-                values = one.measure(measure).astype(np.float64)
+                values = one.measure(measure)[shown[one.second]].astype(np.float64)
                 low = min(low, float(np.quantile(values, 0.25)))
                 claim = one.pair.first == ADVERSARIAL and one.pair.second == TRIGGERED
                 _spread(axes, y, values, POISON if claim else BLUE, hollow=one.pair.shuffled)
@@ -160,10 +164,12 @@ def draw_similarity(features: Features, layer: str, top_share: float) -> Drawing
             figure.text(
                 (place + each + 12) / width, 1 - 16 / height, "mean", fontsize=_SMALL, color=INK
             )
+        which = ", on which the trigger works" if features.works.any() else ""
         lines = (
             "Bar: half of the images. Mark: the median; hollow where the second is of another "
             "image. Dashed: by chance.",
-            f"Features at {layer} of the infected model, and below the line of the benign model.",
+            f"Layer {layer} of the infected model, and below the line of the benign model; "
+            f"{shown.sum():,} images{which}.",
         )
         for index, line in enumerate(lines):
             place = (10 + _LINE * (1 - index)) / height
@@ -253,9 +259,11 @@ def _map_label(maps: Maps, classes: Sequence[str]) -> str:
 
 
 def _similarity_label(features: Features, layer: str) -> str:
+    shown = features.works if features.works.any() else np.ones_like(features.works)
     parts = [
         f"{c.pair.model} model, {_pair_words(c.pair.first, c.pair.second, c.pair.shuffled)}: "
-        f"cosine {c.measure('cosine').mean():.3f}, overlap {c.measure('overlap').mean():.3f}"
+        f"cosine {c.measure('cosine')[shown[c.second]].mean():.3f}, "
+        f"overlap {c.measure('overlap')[shown[c.second]].mean():.3f}"
         for c in features.comparisons
         if c.layer == layer
     ]

@@ -66,7 +66,7 @@ class Layers:
         """Logits, and each layer's output as the network computes it; float32."""
         ends = {self._head if name == PENULTIMATE else name for name in self.names}
         with (
-            torch.inference_mode(),
+            torch.no_grad(),
             self.device.autocast(),
             watched(self.net, ends, _inputs_and_output) as seen,
         ):
@@ -93,7 +93,7 @@ class Layers:
             if not any(True for _ in module.children()) and any(True for _ in module.parameters())
         }
         with (
-            torch.inference_mode(),
+            torch.no_grad(),
             self.device.autocast(),
             watched(self.net, leaves, lambda _, output: output) as seen,
         ):

@@ -169,8 +169,9 @@ def to_svg(axes: Axes, *, label: str) -> str:
                 if value in used:
                     node.set("id", prefix + value)
             elif name == _XLINK_HREF:
-                inline = value.startswith("data:")  # a picture
-                node.set("href", value if inline else f"#{prefix}{value.removeprefix('#')}")
+                inline = value.startswith("data:")  # a picture, in lines
+                there = "".join(value.split()) if inline else f"#{prefix}{value.removeprefix('#')}"
+                node.set("href", there)
             elif name == "style":
                 rules = _declarations(_REFERENCE.sub(rf"url(#{prefix}\1)", value))
                 node.set("style", ";".join(f"{key}:{rule}" for key, rule in rules.items()))
