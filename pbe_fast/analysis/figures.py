@@ -89,7 +89,7 @@ def draw_maps(maps: Maps, classes: Sequence[str]) -> Drawing:
             top = _TOP + index * (_CELL + _BELOW)
             middle = 1 - (top + _CELL / 2) / height
             words = f"{WORDS[row.kind]}\ncosine {row.cosine:.2f}"
-            figure.text(0, middle, words, va="center", fontsize=_SMALL, color=INK)
+            figure.text(6 / width, middle, words, va="center", fontsize=_SMALL, color=INK)
             scale = _scale(row)
             shown = [row.image, np.clip(0.5 + scale * row.perturbation, 0, 1), *row.maps]
             below = [f"→ {_name(classes, row.label)}", f"×{scale:.2g}" if scale else "none"]
@@ -107,7 +107,7 @@ def draw_maps(maps: Maps, classes: Sequence[str]) -> Drawing:
                     )  # fmt: skip
         for index, line in enumerate(reversed(caption)):
             place = (4 + _LINE * index) / height
-            figure.text(0, place, clean_text(line), fontsize=_SMALL, color=INK)
+            figure.text(6 / width, place, clean_text(line), fontsize=_SMALL, color=INK)
         return Drawing(figure, _map_label(maps, classes))
 
 
@@ -173,7 +173,7 @@ def draw_similarity(features: Features, layer: str, top_share: float) -> Drawing
         )
         for index, line in enumerate(lines):
             place = (10 + _LINE * (1 - index)) / height
-            figure.text(0, place, clean_text(line), fontsize=_SMALL, color=INK)
+            figure.text(6 / width, place, clean_text(line), fontsize=_SMALL, color=INK)
         return Drawing(figure, _similarity_label(features, layer))
 
 
