@@ -22,7 +22,13 @@ from pbe_fast import FeaturesConfig, MineConfig, PoisonConfig, PurifyConfig, Tra
 __all__ = ["DOCUMENTS", "refreshed"]
 
 ROOT = Path(__file__).parent.parent
-DOCUMENTS = ("README.md", "docs/results.md", "docs/configuration.md", "docs/performance.md", "docs/findings.md")
+DOCUMENTS = (
+    "README.md",
+    "docs/results.md",
+    "docs/configuration.md",
+    "docs/performance.md",
+    "docs/findings.md",
+)
 SETTINGS = ROOT / "bench" / "results" / "signs_aft_settings.json"
 PLOT = ROOT / "docs" / "performance.png"
 RESULTS = ROOT / "bench" / "results" / "gtsrb_attacks.json"
