@@ -369,6 +369,10 @@ def test_claims_are_about_images_on_which_the_trigger_works(world: World) -> Non
     expected = np.delete(found.comparisons[0].measure("cosine"), [0, 5]).mean()
     assert told["images"] == COUNT - 2
     assert told["similar"]["to_triggered"]["adversarial"] == pytest.approx(float(expected))
+    shuffled = found.of(Pair("infected", "adversarial", "triggered", True), PENULTIMATE)
+    assert shuffled is not None
+    expected = np.delete(shuffled.measure("cosine"), [1, 6]).mean()  # whose second they are
+    assert told["similar"]["to_triggered"]["adversarial_shuffled"] == pytest.approx(float(expected))
     found.predicted["infected", "triggered"][:] = 0
     told = summary(found, 1 / 3)["claims"][0]
     assert told["images"] == 0
@@ -460,6 +464,10 @@ def test_the_job_writes_what_it_says_and_goes_on(folder: Folder, tmp_path: Path)
         assert all((r["key"] != r["other"]) == means["shuffled"] for r in part)
         assert all(r["label"] != 1 for r in part)
     assert len({r["key"] for r in rows}) == 6
+    labels, triggered = found["claims"][0]["labels"], found["labels"]["infected"]["triggered"]
+    first = [r for r in rows if r["layer"] == "layer3"][:6]  # not shuffled
+    assert np.mean([r["reached"] for r in first]) == pytest.approx(labels["attacker"])
+    assert np.mean([r["works"] for r in first]) == pytest.approx(triggered["attacker"])
     assert found["layers"][0] == {"name": "penultimate", "width": 16, "top": 4, "chance": 0.25}
     assert found["pictures"] == ["similarity-0-penultimate", "similarity-1-layer3", "maps-0"]
     for name in found["pictures"]:
