@@ -66,14 +66,7 @@ def labels_table() -> str:
     ]
     for row in rows:
         told = row["claims"][0]["labels"]
-        pair = next(
-            p
-            for p in row["pairs"]
-            if p["model"] == "infected"
-            and p["pair"] == "adversarial-triggered"
-            and not p["shuffled"]
-            and p["layer"] == row["layers"][0]["name"]
-        )
+        pair = _pair(row, "adversarial")
         works = row["labels"]["infected"]["triggered"]["attacker"]
         shares = (works, told["attacker"], told["by_a_benign_model"])
         cells = [f"{100 * share:.1f} %" for share in shares]
@@ -82,9 +75,38 @@ def labels_table() -> str:
     return "\n".join(lines)
 
 
+def direction_table() -> str:
+    """Whether the adversary and the trigger push features the same way."""
+    lines = [
+        "| setting of | measured on | images | x̃′ | x̃ | x̃′ that gets the target label | "
+        "x̃′ that does not |",
+        "| --- | --- | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for row in _settings():
+        ours, theirs = _pair(row, "adversarial"), _pair(row, "benign_adversarial")
+        means = [part["shift"] for part in (ours, theirs, *(ours[side] for side in SIDES))]
+        cells = ["–" if mean is None else f"{mean:.3f}" for mean in means]
+        lines.append(f"| {_name(row)} | {row['images']} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _pair(row: Mapping[str, Any], kind: str) -> dict[str, Any]:
+    """Means of a kind with the triggered image, at the first layer of the infected model."""
+    found: dict[str, Any] = next(
+        pair
+        for pair in row["pairs"]
+        if pair["model"] == "infected"
+        and pair["pair"] == f"{kind}-triggered"
+        and not pair["shuffled"]
+        and pair["layer"] == row["layers"][0]["name"]
+    )
+    return found
+
+
 SIDES = ("reached", "missed")
 BLOCKS: dict[str, Callable[[], str]] = {
     "features-similar": _similarity("similar", chance=False),
     "features-neurons": _similarity("neurons", chance=True),
     "features-labels": labels_table,
+    "features-direction": direction_table,
 }

@@ -183,8 +183,14 @@ def main() -> None:
             progress.say(one.name)
             rows.append(measure(one, options.folder, options.images, options.device, progress))
     content = {**facts(options.device), "settings": rows}
-    for path, plain in ((options.study, "runs/study"), (options.gtsrb, "runs/gtsrb")):
-        content["command"] = content["command"].replace(f" {path} ", f" {plain} ")
+    # Without the paths of a machine.
+    plain = {
+        "runs/bench": "runs/appendix",
+        options.study: "runs/study",
+        options.gtsrb: "runs/gtsrb",
+    }
+    for path, word in plain.items():
+        content["command"] = f"{content['command']} ".replace(f" {path} ", f" {word} ").strip()
     write_json(options.out, content)
 
 
