@@ -16,16 +16,20 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from bench import _performance, _theory
-from pbe_fast import MineConfig, PoisonConfig, PurifyConfig, TrainConfig
+from bench import _findings, _performance, _theory
+from pbe_fast import FeaturesConfig, MineConfig, PoisonConfig, PurifyConfig, TrainConfig
 
 __all__ = ["DOCUMENTS", "refreshed"]
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = (
-    "README.md", "docs/results.md", "docs/configuration.md", "docs/performance.md",
+    "README.md",
+    "docs/results.md",
+    "docs/configuration.md",
+    "docs/performance.md",
     "docs/theory.md",
-)  # fmt: skip
+    "docs/findings.md",
+)
 SETTINGS = ROOT / "bench" / "results" / "signs_aft_settings.json"
 PLOT = ROOT / "docs" / "performance.png"
 RESULTS = ROOT / "bench" / "results" / "gtsrb_attacks.json"
@@ -276,8 +280,10 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "purify-keys": _keys(PurifyConfig),
     "mine-keys": _keys(MineConfig),
     **{f"study-{name}": partial(study_table, name) for name in STUDY},
+    "features-keys": _keys(FeaturesConfig),
     **_performance.BLOCKS,
     **_theory.BLOCKS,
+    **_findings.BLOCKS,
 }
 
 

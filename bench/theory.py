@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from pbe_fast.analysis import (
+from pbe_fast.analysis.linear import (
     Problem,
     Setting,
     analyse,

@@ -1,6 +1,13 @@
 """Progressive Backdoor Erasing: an infected classifier in, a purified one and suspects out."""
 
-from pbe_fast.config import MineConfig, PoisonConfig, PurifyConfig, TrainConfig, load_config
+from pbe_fast.config import (
+    FeaturesConfig,
+    MineConfig,
+    PoisonConfig,
+    PurifyConfig,
+    TrainConfig,
+    load_config,
+)
 from pbe_fast.data.manifest import Manifest
 from pbe_fast.errors import PbeError
 from pbe_fast.mine import mine
@@ -11,6 +18,7 @@ from pbe_fast.train import train
 from pbe_fast.triggers.poisoning import poison
 
 __all__ = [
+    "FeaturesConfig",
     "Manifest",
     "MineConfig",
     "ModelSpec",

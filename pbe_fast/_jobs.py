@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from pbe_fast._files import sha256_file
-from pbe_fast.config import DataConfig, MineConfig, PurifyConfig, TrainConfig
+from pbe_fast.config import DataConfig, FeaturesConfig, MineConfig, PurifyConfig, TrainConfig
 from pbe_fast.data.augment import SMALL, Augment
 from pbe_fast.data.loader import ImageData, Quarantine
 from pbe_fast.data.storage import StorageOptions
@@ -53,7 +53,7 @@ LOG_EVERY = 20  # batches between two lines of metrics.jsonl
 Ids = npt.NDArray[np.int64]
 Job = TrainConfig | PurifyConfig
 ChooseDevice = Callable[..., Device]
-JobT = TypeVar("JobT", TrainConfig, PurifyConfig, MineConfig)
+JobT = TypeVar("JobT", TrainConfig, PurifyConfig, MineConfig, FeaturesConfig)
 
 
 def open_data(path: Path | str, config: DataConfig, quarantine: Quarantine) -> ImageData:
@@ -316,7 +316,9 @@ def model_facts(spec: ModelSpec) -> dict[str, object]:
     return {"name": spec.name, "options": dict(spec.options), "classes": spec.num_classes}
 
 
-def run_facts(config: Job | MineConfig, clock: Clock, quarantine: Quarantine) -> dict[str, object]:
+def run_facts(
+    config: Job | MineConfig | FeaturesConfig, clock: Clock, quarantine: Quarantine
+) -> dict[str, object]:
     """What every ``metrics.json`` says of how the run was done."""
     return {
         "seconds": clock.seconds,

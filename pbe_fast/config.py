@@ -1,4 +1,4 @@
-"""Configurations of the jobs: poison, train, mine, purify. Typed; unknown keys are refused.
+"""Configurations of the jobs. Typed; unknown keys are refused.
 
 A configuration is data at the edge: it is checked whole, kept with the result, and taken
 apart before anything runs.
@@ -27,6 +27,7 @@ __all__ = [
     "AdversaryConfig",
     "AftConfig",
     "DataConfig",
+    "FeaturesConfig",
     "JobConfig",
     "MineConfig",
     "ModelConfig",
@@ -227,6 +228,39 @@ class MineConfig(_Strict):
     seed: int = Field(0, ge=0, le=_MAX_SEED, description="of random starts")
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
     precision: Literal["auto", "float32", "bfloat16"] = Field("auto", description="auto measures")
+    memory_format: Literal["auto", "channels_last", "contiguous"] = Field(
+        "auto", description="auto measures"
+    )
+
+
+class FeaturesConfig(_Strict):
+    """``pbe-fast features``; of ``data``, the images are ``test`` and the trigger ``attack``."""
+
+    model: ModelConfig = ModelConfig()
+    benign: Path | None = Field(
+        None, description="weights of a benign model of the same architecture, as the control"
+    )
+    data: DataConfig = DataConfig()
+    adversary: AdversaryConfig = AdversaryConfig()
+    layers: tuple[str, ...] = Field(
+        ("penultimate",), min_length=1, description="names of the network's modules, or penultimate"
+    )
+    images: int = Field(500, ge=2, description="random ones that are measured, or all")
+    top_share: Fraction = Field(
+        0.1, gt=0, lt=1, description="share of a layer's neurons that are the strongest"
+    )
+    keys: tuple[str, ...] = Field((), description="images that are drawn")
+    pictures: int = Field(2, ge=0, description="how many are drawn where no keys are given")
+    map_layer: str | None = Field(
+        None, description="layer of the feature maps; null: the deepest that is 7 pixels wide"
+    )
+    channels: int = Field(6, ge=1, le=12, description="feature maps in a picture")
+    batch_size: int = Field(64, ge=1)
+    seed: int = Field(0, ge=0, le=_MAX_SEED, description="of the choice of images")
+    device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
+    precision: Literal["auto", "float32", "bfloat16"] = Field(
+        "float32", description="auto measures"
+    )
     memory_format: Literal["auto", "channels_last", "contiguous"] = Field(
         "auto", description="auto measures"
     )

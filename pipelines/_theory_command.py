@@ -17,7 +17,7 @@ from pbe_fast.run_directory import versions
 from pipelines._console import printable
 
 if TYPE_CHECKING:
-    from pbe_fast.analysis import Claim, Summary
+    from pbe_fast.analysis.linear import Claim, Summary
 
 __all__ = ["theory_command"]
 
@@ -62,8 +62,8 @@ def theory_command(
     if sweep and out is None:
         raise ConfigError("--sweep draws a figure: say where to, with --out DIR.")
     # SciPy's optimisers take a while to import, which no other command needs.
-    from pbe_fast.analysis import Setting, as_json, examine, sweep_figure
-    from pbe_fast.analysis import sweep as sweep_settings
+    from pbe_fast.analysis.linear import Setting, as_json, examine, sweep_figure
+    from pbe_fast.analysis.linear import sweep as sweep_settings
 
     console = Console()
     setting = Setting(
@@ -93,7 +93,7 @@ def theory_command(
 
 
 def _table(claims: "Sequence[Claim]", *, wide: bool) -> Table:
-    from pbe_fast.analysis import verdict
+    from pbe_fast.analysis.linear import verdict
 
     table = Table(
         title="Appendix A",
@@ -125,7 +125,7 @@ def _table(claims: "Sequence[Claim]", *, wide: bool) -> Table:
 
 def _list(claims: "Sequence[Claim]") -> Iterator[str]:
     """The table for a terminal that is too narrow for one."""
-    from pbe_fast.analysis import verdict
+    from pbe_fast.analysis.linear import verdict
 
     before = ""
     for claim in claims:

@@ -42,6 +42,7 @@ from pipelines._console import (
     progress_bars,
     result_table,
 )
+from pipelines._features_command import features_command
 from pipelines._options import (
     AcceptChanges,
     Config,
@@ -74,6 +75,7 @@ app = typer.Typer(
 app.add_typer(shards.app, name="shards")
 app.command(name="submit", context_settings={"allow_interspersed_args": False})(submit_command)
 app.command(name="theory")(theory_command)
+app.command(name="features")(features_command)
 
 _GOES_ON = "The same command goes on from the last saved state."
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from pbe_fast.data.loader import ImageData
 from pbe_fast.device import Device
 from pbe_fast.errors import ConfigError
+from pbe_fast.models.hooks import watched
 
 __all__ = ["Layer", "blank", "last_layer", "outputs", "stages"]
 
@@ -109,17 +110,8 @@ def stages(model: nn.Module, images: Tensor) -> list[str]:
 
 @contextmanager
 def outputs(model: nn.Module, names: list[str]) -> Iterator[dict[str, Tensor]]:
-    """What these modules return inside the block."""
+    """What these modules return inside the block; filled at its end."""
     found: dict[str, Tensor] = {}
-
-    def keep(name: str, module: nn.Module, inputs: tuple[object, ...], output: Tensor) -> None:
-        found[name] = output
-
-    handles = [
-        model.get_submodule(name).register_forward_hook(partial(keep, name)) for name in names
-    ]
-    try:
+    with watched(model, names, lambda _, output: cast(Tensor, output)) as seen:
         yield found
-    finally:
-        for handle in handles:
-            handle.remove()
+    found.update(seen)

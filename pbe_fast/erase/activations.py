@@ -1,7 +1,5 @@
 """What a model sees of an image: activations from all depths of the network, as one row."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -11,6 +9,7 @@ from torch.nn import functional
 
 from pbe_fast.device import Device
 from pbe_fast.errors import ConfigError
+from pbe_fast.models.hooks import watched
 
 __all__ = ["Activations"]
 
@@ -40,7 +39,11 @@ class Activations:
     def __init__(self, model: nn.Module, device: Device, size: int) -> None:
         self.model = model
         blank = device.images(torch.zeros(2, 3, size, size, dtype=torch.uint8))
-        with torch.inference_mode(), device.autocast(), _outputs(model, None) as found:
+        with (
+            torch.inference_mode(),
+            device.autocast(),
+            watched(model, None, _stage_output) as found,
+        ):
             model(blank)
         ends = {output.shape[2:] if output.ndim == 4 else None: name for name, output in found}
         names = [name for name, _ in found]
@@ -69,7 +72,7 @@ class Activations:
 
     def __call__(self, images: Tensor, labels: Tensor) -> Tensor:
         """See :class:`pbe_fast.erase.identify.Measure`."""
-        with _outputs(self.model, set(self.points)) as found:
+        with watched(self.model, set(self.points), _stage_output) as found:
             self.model(images)
         rows = dict(found)
         parts = []
@@ -88,25 +91,6 @@ class Activations:
         return functional.adaptive_avg_pool2d(output.float(), cells).flatten(1)
 
 
-@contextmanager
-def _outputs(model: nn.Module, names: set[str] | None) -> Iterator[list[tuple[str, Any]]]:
-    """What modules return while the block runs, in order: images or tokens, of some or all."""
-    found: list[tuple[str, Any]] = []
-
-    def keep(name: str) -> Callable[[nn.Module, Any, Any], None]:
-        def hook(_: nn.Module, __: Any, output: Any) -> None:
-            if isinstance(output, Tensor) and output.ndim in (3, 4):
-                found.append((name, output))
-
-        return hook
-
-    hooks = [
-        module.register_forward_hook(keep(name))
-        for name, module in model.named_modules()
-        if name and (names is None or name in names)
-    ]
-    try:
-        yield found
-    finally:
-        for hook in hooks:
-            hook.remove()
+def _stage_output(_: tuple[Any, ...], output: Any) -> Tensor | None:
+    """Of a module: images or tokens."""
+    return output if isinstance(output, Tensor) and output.ndim in (3, 4) else None

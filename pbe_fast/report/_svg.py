@@ -134,7 +134,8 @@ def to_svg(axes: Axes, *, label: str) -> str:
     """Render the figure of ``axes``.
 
     Args:
-        axes: made by :func:`panel`; call this inside :func:`style`.
+        axes: made by :func:`panel`, or any of a figure with 72 dots per inch; call this inside
+            :func:`style`.
         label: what the picture shows, for those who cannot see it; any text.
 
     Returns:
@@ -142,8 +143,10 @@ def to_svg(axes: Axes, *, label: str) -> str:
         style sheet, font, date or outside reference. Same figure, same text.
     """
     figure = axes.get_figure()
+    width, height = WIDTH, HEIGHT
     buffer = io.StringIO()
     if isinstance(figure, Figure):
+        width, height = (72 * float(inches) for inches in figure.get_size_inches())
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
     root = ElementTree.fromstring(buffer.getvalue())
     for child in list(root):
@@ -166,7 +169,9 @@ def to_svg(axes: Axes, *, label: str) -> str:
                 if value in used:
                     node.set("id", prefix + value)
             elif name == _XLINK_HREF:
-                node.set("href", f"#{prefix}{value.removeprefix('#')}")
+                inline = value.startswith("data:")  # a picture, in lines
+                there = "".join(value.split()) if inline else f"#{prefix}{value.removeprefix('#')}"
+                node.set("href", there)
             elif name == "style":
                 rules = _declarations(_REFERENCE.sub(rf"url(#{prefix}\1)", value))
                 node.set("style", ";".join(f"{key}:{rule}" for key, rule in rules.items()))
@@ -179,7 +184,7 @@ def to_svg(axes: Axes, *, label: str) -> str:
     root.attrib.update(
         {
             "xmlns": "http://www.w3.org/2000/svg",
-            "viewBox": f"0 0 {WIDTH:g} {HEIGHT:g}",
+            "viewBox": f"0 0 {width:g} {height:g}",
             "width": "100%",
             "role": "img",
             "aria-label": label,

@@ -3,7 +3,7 @@
 import numpy as np
 from hypothesis import strategies as st
 
-from pbe_fast.analysis import Problem, problem
+from pbe_fast.analysis.linear import Problem, problem
 
 __all__ = ["made", "problems"]
 

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pbe_fast.analysis import Setting, analyse, ascend, claims_of, draw, gap, untargeted
-from pbe_fast.analysis.quantities import Analysis
+from pbe_fast.analysis.linear import Setting, analyse, ascend, claims_of, draw, gap, untargeted
+from pbe_fast.analysis.linear.quantities import Analysis
 from tests.analysis._problems import made
 
 

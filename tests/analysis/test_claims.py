@@ -7,7 +7,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pbe_fast.analysis import (
+from pbe_fast.analysis.linear import (
     Problem,
     Setting,
     analyse,
@@ -18,9 +18,9 @@ from pbe_fast.analysis import (
     solve,
     verdict,
 )
-from pbe_fast.analysis.claims import claim
-from pbe_fast.analysis.linear import losses, objective, probabilities
-from pbe_fast.analysis.witnesses import antipodes, close_classes, close_pair
+from pbe_fast.analysis.linear.claims import claim
+from pbe_fast.analysis.linear.solution import losses, objective, probabilities
+from pbe_fast.analysis.linear.witnesses import antipodes, close_classes, close_pair
 from tests.analysis._problems import made, problems
 
 # Claims that survive as they are printed, by the proofs in docs/theory.md.

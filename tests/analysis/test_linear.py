@@ -8,11 +8,11 @@ import torch
 from hypothesis import given, settings
 from scipy.optimize import minimize
 
-from pbe_fast.analysis import Problem, Setting, draw, problem, solve, split
-from pbe_fast.analysis.linear import gradient, objective
-from pbe_fast.analysis.quantities import Array
-from pbe_fast.analysis.setting import without_trigger
-from pbe_fast.analysis.witnesses import antipodes
+from pbe_fast.analysis.linear import Problem, Setting, draw, problem, solve, split
+from pbe_fast.analysis.linear.quantities import Array
+from pbe_fast.analysis.linear.setting import without_trigger
+from pbe_fast.analysis.linear.solution import gradient, objective
+from pbe_fast.analysis.linear.witnesses import antipodes
 from pbe_fast.errors import ConfigError
 from tests.analysis._problems import made, problems
 

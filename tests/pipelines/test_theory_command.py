@@ -9,7 +9,7 @@ from xml.etree import ElementTree
 import pytest
 from PIL import Image
 
-from pbe_fast.analysis import Point, sweep_figure, sweeps
+from pbe_fast.analysis.linear import Point, sweep_figure, sweeps
 from pipelines.cli import main
 
 Run = Callable[..., tuple[int, str, str]]

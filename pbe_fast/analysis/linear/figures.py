@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
-from pbe_fast.analysis.sweeps import Point
+from pbe_fast.analysis.linear.sweeps import Point
 from pbe_fast.report._svg import CLEAN, GRID, MUTED, POISON, style
 
 __all__ = ["sweep_figure"]

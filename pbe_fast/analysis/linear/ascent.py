@@ -24,8 +24,8 @@ import torch
 from torch import Tensor, nn
 
 from pbe_fast.adversary import L2, PGD, Miner
-from pbe_fast.analysis.quantities import Analysis
-from pbe_fast.analysis.setting import Array, Problem
+from pbe_fast.analysis.linear.quantities import Analysis
+from pbe_fast.analysis.linear.setting import Array, Problem
 from pbe_fast.device import Device
 
 __all__ = ["Ascent", "Untargeted", "ascend", "gap", "untargeted"]

@@ -13,8 +13,8 @@ from functools import cached_property
 
 import numpy as np
 
-from pbe_fast.analysis.linear import Solution, probabilities, solve, split
-from pbe_fast.analysis.setting import Array, Problem
+from pbe_fast.analysis.linear.setting import Array, Problem
+from pbe_fast.analysis.linear.solution import Solution, probabilities, solve, split
 
 __all__ = ["Analysis", "analyse", "columns_apart"]
 

@@ -5,13 +5,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from pbe_fast.analysis.ascent import Ascent, Untargeted, ascend, untargeted
-from pbe_fast.analysis.claims import FORMS, Claim
-from pbe_fast.analysis.lemma import lemma_claims
-from pbe_fast.analysis.perturbation import perturbation_claims
-from pbe_fast.analysis.quantities import Analysis, analyse
-from pbe_fast.analysis.setting import Setting, draw
-from pbe_fast.analysis.sweeps import Point
+from pbe_fast.analysis.linear.ascent import Ascent, Untargeted, ascend, untargeted
+from pbe_fast.analysis.linear.claims import FORMS, Claim
+from pbe_fast.analysis.linear.lemma import lemma_claims
+from pbe_fast.analysis.linear.perturbation import perturbation_claims
+from pbe_fast.analysis.linear.quantities import Analysis, analyse
+from pbe_fast.analysis.linear.setting import Setting, draw
+from pbe_fast.analysis.linear.sweeps import Point
 from pbe_fast.errors import ConfigError
 
 __all__ = ["Summary", "as_json", "claims_of", "examine"]

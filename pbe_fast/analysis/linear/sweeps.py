@@ -5,10 +5,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from pbe_fast.analysis.ascent import ascend
-from pbe_fast.analysis.perturbation import bounds
-from pbe_fast.analysis.quantities import analyse
-from pbe_fast.analysis.setting import Setting, draw
+from pbe_fast.analysis.linear.ascent import ascend
+from pbe_fast.analysis.linear.perturbation import bounds
+from pbe_fast.analysis.linear.quantities import analyse
+from pbe_fast.analysis.linear.setting import Setting, draw
 
 __all__ = ["SWEPT", "Point", "sweep"]
 

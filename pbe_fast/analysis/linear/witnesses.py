@@ -8,11 +8,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pbe_fast.analysis.claims import Claim
-from pbe_fast.analysis.lemma import lemma_claims
-from pbe_fast.analysis.perturbation import perturbation_claims
-from pbe_fast.analysis.quantities import analyse
-from pbe_fast.analysis.setting import Problem, Setting, draw, problem
+from pbe_fast.analysis.linear.claims import Claim
+from pbe_fast.analysis.linear.lemma import lemma_claims
+from pbe_fast.analysis.linear.perturbation import perturbation_claims
+from pbe_fast.analysis.linear.quantities import analyse
+from pbe_fast.analysis.linear.setting import Problem, Setting, draw, problem
 
 __all__ = ["Witness", "antipodes", "close_classes", "close_pair", "refutations", "witnesses"]
 

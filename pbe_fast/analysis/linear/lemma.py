@@ -5,9 +5,9 @@ The corrected forms are proved in docs/theory.md under the same names.
 
 import numpy as np
 
-from pbe_fast.analysis.claims import Claim, Form, claim
-from pbe_fast.analysis.linear import gradient, losses, objective, probabilities
-from pbe_fast.analysis.quantities import Analysis
+from pbe_fast.analysis.linear.claims import Claim, Form, claim
+from pbe_fast.analysis.linear.quantities import Analysis
+from pbe_fast.analysis.linear.solution import gradient, losses, objective, probabilities
 
 __all__ = ["lemma_claims"]
 

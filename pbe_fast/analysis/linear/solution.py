@@ -21,7 +21,7 @@ import numpy.typing as npt
 from scipy.optimize import minimize
 from scipy.special import log_softmax, softmax
 
-from pbe_fast.analysis.setting import Array, Problem
+from pbe_fast.analysis.linear.setting import Array, Problem
 
 __all__ = ["Solution", "gradient", "losses", "objective", "probabilities", "solve", "split"]
 

@@ -1,16 +1,16 @@
 """Appendix A.2 as numbers: the premises (10) and (11), (12) to (18), and Theorem 1.
 
 The corrected forms are proved in docs/theory.md under the same names. The perturbation of (15) is
-measured by :mod:`pbe_fast.analysis.ascent`, if it was.
+measured by :mod:`pbe_fast.analysis.linear.ascent`, if it was.
 """
 
 from dataclasses import dataclass
 
 import numpy as np
 
-from pbe_fast.analysis.claims import Claim, Form, claim
-from pbe_fast.analysis.quantities import Analysis, columns_apart
-from pbe_fast.analysis.setting import Array
+from pbe_fast.analysis.linear.claims import Claim, Form, claim
+from pbe_fast.analysis.linear.quantities import Analysis, columns_apart
+from pbe_fast.analysis.linear.setting import Array
 
 __all__ = ["Bounds", "bounds", "perturbation_claims"]
 

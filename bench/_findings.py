@@ -1,0 +1,112 @@
+"""The tables of docs/findings.md: what the paper claims, beside what was measured here."""
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+__all__ = ["BLOCKS"]
+
+FEATURES = Path(__file__).parent / "results" / "appendix_features.json"
+ATTACKS = {"badnets": "BadNets", "blend": "Blend", "wanet": "WaNet"}
+DATA = {"signs": "drawn signs", "gtsrb": "GTSRB"}
+KINDS = {
+    "adversarial": "x̃′",
+    "benign_adversarial": "x̃",
+    "clean": "x",
+    "adversarial_shuffled": "x̃′ of another",
+    "clean_shuffled": "x of another",
+}
+
+
+def _settings() -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = json.loads(FEATURES.read_text(encoding="utf-8"))["settings"]
+    return sorted(found, key=lambda row: (row["figure"] or "9", row["data"], row["size"]))
+
+
+def _name(row: Mapping[str, Any]) -> str:
+    figure = f"Figure {row['figure']}" if row["figure"] else "–"
+    return f"{figure} | {ATTACKS[row['attack']]}, {DATA[row['data']]}, {row['size']}x{row['size']}"
+
+
+def _similarity(claim: str, *, chance: bool) -> Callable[[], str]:
+    """How near each kind of image is to the triggered one, where the trigger works."""
+
+    def table() -> str:
+        rows = _settings()
+        heads = [*KINDS.values(), "x̃′ nearer than x̃", "x̃′ nearer than x"]
+        heads += ["by chance"] if chance else []
+        lines = [
+            f"The paper says: {rows[0]['claims'][0][claim]['paper']}.",
+            "",
+            f"| setting of | measured on | images | {' | '.join(heads)} |",
+            f"| --- | --- | ---: |{' ---: |' * len(heads)}",
+        ]
+        for row in rows:
+            told = row["claims"][0]
+            near, nearer = told[claim]["to_triggered"], told[claim]["nearer_than"]
+            cells = [f"{near[kind]:.3f}" for kind in KINDS]
+            cells += [f"{100 * nearer[kind]:.0f} %" for kind in ("benign_adversarial", "clean")]
+            cells += [f"{row['layers'][0]['chance']:.3f}"] if chance else []
+            lines.append(f"| {_name(row)} | {told['images']} | {' | '.join(cells)} |")
+        return "\n".join(lines)
+
+    return table
+
+
+def labels_table() -> str:
+    """Where adversarial examples go, and what that has to do with their features."""
+    rows = _settings()
+    lines = [
+        f"The paper says: {rows[0]['claims'][0]['labels']['paper']}.",
+        "",
+        "| setting of | measured on | images | trigger works | x̃′ gets the target label | x̃ does, "
+        "from the benign model | cosine of x̃′ that does | of x̃′ that does not |",
+        "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for row in rows:
+        told = row["claims"][0]["labels"]
+        pair = _pair(row, "adversarial")
+        works = row["labels"]["infected"]["triggered"]["attacker"]
+        shares = (works, told["attacker"], told["by_a_benign_model"])
+        cells = [f"{100 * share:.1f} %" for share in shares]
+        cells += ["–" if (c := pair[p]["cosine"]) is None else f"{c:.3f}" for p in SIDES]
+        lines.append(f"| {_name(row)} | {row['images']} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def direction_table() -> str:
+    """Whether the adversary and the trigger push features the same way."""
+    lines = [
+        "| setting of | measured on | images | x̃′ | x̃ | x̃′ that gets the target label | "
+        "x̃′ that does not |",
+        "| --- | --- | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for row in _settings():
+        ours, theirs = _pair(row, "adversarial"), _pair(row, "benign_adversarial")
+        means = [part["shift"] for part in (ours, theirs, *(ours[side] for side in SIDES))]
+        cells = ["–" if mean is None else f"{mean:.3f}" for mean in means]
+        lines.append(f"| {_name(row)} | {row['images']} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _pair(row: Mapping[str, Any], kind: str) -> dict[str, Any]:
+    """Means of a kind with the triggered image, at the first layer of the infected model."""
+    found: dict[str, Any] = next(
+        pair
+        for pair in row["pairs"]
+        if pair["model"] == "infected"
+        and pair["pair"] == f"{kind}-triggered"
+        and not pair["shuffled"]
+        and pair["layer"] == row["layers"][0]["name"]
+    )
+    return found
+
+
+SIDES = ("reached", "missed")
+BLOCKS: dict[str, Callable[[], str]] = {
+    "features-similar": _similarity("similar", chance=False),
+    "features-neurons": _similarity("neurons", chance=True),
+    "features-labels": labels_table,
+    "features-direction": direction_table,
+}
