@@ -54,9 +54,9 @@ def measure_features(
 ) -> dict[str, Any]:
     """Measure appendix C on a model: how alike adversarial examples and triggered images are.
 
-    Writes ``features.json`` (means and the paper's claims; what was compared is in :mod:`.comparison`),
-    ``features.parquet`` (a row for each image, pair and layer),
-    ``similarity-LAYER`` and ``maps-N`` as PNG and SVG, and ``metrics.json`` (how the run was done).
+    Writes ``features.json`` (means and the paper's claims; :mod:`.comparison` says what is
+    compared), ``features.parquet`` (a row for each image, pair and layer), ``similarity-LAYER`` and
+    ``maps-N`` as PNG and SVG, and ``metrics.json`` (how the run was done).
 
     Args:
         config: ``model.checkpoint``, ``data.test`` and ``data.attack`` are needed. Images are as
