@@ -34,7 +34,7 @@ def features_command(
         typer.Option("--layer", metavar="NAME", help="Module, or penultimate; repeatable."),
     ] = None,
     images: Annotated[
-        int | None, typer.Option(help="How many are measured. [default: 500]")
+        int | None, typer.Option(help="How many are measured; 500 unless told.")
     ] = None,
     keys: Annotated[
         list[str] | None,
@@ -44,7 +44,7 @@ def features_command(
         str | None, typer.Option(metavar="NAME", help="Layer of the feature maps.")
     ] = None,
     eps: Annotated[
-        float | None, typer.Option(help="Of the adversary, in 1/255. [default: 6]")
+        float | None, typer.Option(help="Of the adversary, in 1/255; 6 unless told.")
     ] = None,
     model: ModelName = None,
     width: Width = None,

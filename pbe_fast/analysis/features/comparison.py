@@ -1,10 +1,10 @@
 """Appendix C: are the features of adversarial examples those of triggered images?
 
 The paper's claim is about an infected model: the features of its adversarial examples x~' are very
-similar to those of triggered images x^t, and those of a benign model's adversarial examples x~ are
-not (appendix A; Figures 5 to 7 show feature maps). The appendix does not say which network the
-features of x~ come from. Neurons of two networks that were trained apart do not correspond, so
-here features are compared inside one network alone:
+similar to those of triggered images x^t (appendix A). Figures 5 to 7 set a benign model's examples
+x~ beside them, in feature maps; that those are less similar is how we read it. The appendix does
+not say which network the features of x~ come from. Neurons of two networks that were trained apart
+do not correspond, so here features are compared inside one network alone:
 
 - ``infected``: every image goes through the infected model, x~ included. That is the comparison
   that the paper's claim needs.

@@ -24,10 +24,11 @@ from pbe_fast.data.manifest import Manifest
 
 __all__ = ["CLAIMS", "as_table", "summary"]
 
-# Mu et al., appendix A (its first sentence) and C; the neurons are from the main text.
+# Mu et al.; "similar" and "labels" in the words of appendix A's first sentence. "The same subset of
+# neurons" is of the main text, which the appendix does not repeat.
 CLAIMS = {
     "similar": "the features of an infected model's adversarial examples are very similar to "
-    "those of triggered images, other than a benign model's",
+    "those of triggered images",
     "neurons": "an infected model's adversarial examples and triggered images activate the same "
     "subset of neurons",
     "labels": "an infected model's adversarial examples are highly likely classified as the "
