@@ -239,28 +239,33 @@ def test_the_theorem_and_its_premises_are_those_of_the_page(task: Problem) -> No
     reach = max(pairs, default=0.0) + np.sqrt(2) * rho * a.g / lam
     if reach > 1e-9:
         assert premises["(11)"] == pytest.approx(a.tau / 2 / reach)
+    right = bounds(a)
+    for printed, s in ((right.printed, ell * rho**2), (right.with_n, ell / n * rho**2)):
+        part = s + 2 * k / (np.exp(min(a.tau, 600)) + k)
+        c = np.sqrt(2) - 1
+        assert printed == pytest.approx(c * s / np.sqrt(c**2 * s**2 + part**2))
     if not ell or kappa > 1e3:  # 1 - eta would be lost in rounding here
         return
     eta = np.sqrt(kappa / (1 + kappa))
     others = task.labels[task.labels != task.target]
     v = np.linalg.norm(w[:, task.target] - w[:, others].mean(1))
-    spread = k / (np.exp(min(a.tau, 700)) + k - 1) / lam
+    spread = k / (np.exp(min(a.tau, 600)) + k - 1) / lam
     by_g = a.g * (1 - eta) / (np.sqrt(2) * lam)
-    p = np.exp(task.points @ w)
+    z = task.points @ w
+    p = np.exp(z - z.max(1, keepdims=True))
     missed = 1 - (p[:, task.target] / p.sum(1))[task.triggered]
     assert a.g >= missed.sum() / n * np.sqrt(k / (k - 1)) * (1 - 1e-6)
-    least = ell / n * (k - 1) / (np.exp(min(spread, 700)) + k - 1) * np.sqrt(k / (k - 1))
-    explicit = least * (1 - eta) / (np.sqrt(2) * lam)
 
     def theorem(v: float, t: float) -> float:
         root = np.sqrt(2)
         extra = min(drift / t, root * kappa, root * rho * np.sqrt(eta / (1 - eta)))
         return float(1 / np.sqrt(1 + ((v / t + root * extra) / rho) ** 2))
 
-    right = bounds(a)
     assert right.corrected == pytest.approx(theorem(v, max(a.least, by_g)), rel=1e-6)
     assert right.in_tau == pytest.approx(theorem(spread, by_g), rel=1e-6)
     if a.tau > 0 and spread < 100:
+        least = ell / n * (k - 1) / (np.exp(spread) + k - 1) * np.sqrt(k / (k - 1))
+        explicit = least * (1 - eta) / (np.sqrt(2) * lam)
         assert right.explicit == pytest.approx(theorem(spread, explicit), rel=1e-6)
         assert right.explicit <= right.in_tau * (1 + 1e-9) <= right.corrected * (1 + 1e-6)
 
