@@ -22,7 +22,7 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-__all__ = ["ConsoleProgress", "percent", "printable", "progress_bars", "result_table"]
+__all__ = ["ConsoleProgress", "percent", "printable", "progress_bars", "result_table", "say"]
 
 _PASSING = "curve"  # a phase that comes and goes inside others; its bar is not kept
 _LINE_SECONDS = 30.0
@@ -89,7 +89,7 @@ class ConsoleProgress:
 
     def _line(self, text: str) -> None:
         self.spoken = time.monotonic()
-        self.console.print(Text(printable(text)), soft_wrap=True)
+        say(self.console, text)
 
 
 @contextmanager
@@ -122,6 +122,11 @@ def percent(value: object) -> str:
 def printable(text: str) -> str:
     """Without the control codes that a file name or a label could smuggle into a terminal."""
     return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
+
+
+def say(console: Console, text: str) -> None:
+    """A line of text, which may hold anything; the terminal wraps it."""
+    console.print(Text(printable(text)), soft_wrap=True)
 
 
 def result_table(title: str, rows: Mapping[str, Mapping[str, Any]]) -> Table:

@@ -7,12 +7,11 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
 from pbe_fast.analysis.features.job import FEATURES_NAME, ROWS_NAME, measure_features
 from pbe_fast.config import FeaturesConfig, load_config
 from pbe_fast.triggers.poisoning import ATTACK_NAME
-from pipelines._console import percent, printable, progress_bars
+from pipelines._console import percent, printable, progress_bars, say
 from pipelines._options import Config, Device, ImageSize, ModelName, Seed, Settings, Width
 
 __all__ = ["features_command"]
@@ -100,12 +99,12 @@ def features_command(
         found = measure_features(options, out, progress)
     for claims in found["claims"]:
         console.print(_table(claims, found))
-    _say(console, f"The trigger works on {found['claims'][0]['images']:,} of {found['images']:,}.")
+    say(console, f"The trigger works on {found['claims'][0]['images']:,} of {found['images']:,}.")
     labels = found["claims"][0]["labels"]
-    _say(console, f"Adversarial examples with the attacker’s label: {percent(labels['attacker'])}")
-    _say(console, f"Means:     {out / FEATURES_NAME}")
-    _say(console, f"By image:  {out / ROWS_NAME}")
-    _say(console, f"Pictures:  {', '.join(f'{out / name}.png' for name in found['pictures'])}")
+    say(console, f"Adversarial examples with the attacker’s label: {percent(labels['attacker'])}")
+    say(console, f"Means:     {out / FEATURES_NAME}")
+    say(console, f"By image:  {out / ROWS_NAME}")
+    say(console, f"Pictures:  {', '.join(f'{out / name}.png' for name in found['pictures'])}")
 
 
 def _table(claims: Mapping[str, Any], found: Mapping[str, Any]) -> Table:
@@ -131,7 +130,3 @@ def _table(claims: Mapping[str, Any], found: Mapping[str, Any]) -> Table:
         if name in cosines:
             table.add_row(words, f"{cosines[name]:.3f}", f"{overlaps[name]:.3f}")
     return table
-
-
-def _say(console: Console, text: str) -> None:
-    console.print(Text(printable(text)), soft_wrap=True)

@@ -8,11 +8,10 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.text import Text
 
 from pbe_fast.errors import ConfigError
 from pipelines import submit as jobs
-from pipelines._console import printable
+from pipelines._console import printable, say
 
 __all__ = ["submit_command"]
 
@@ -84,31 +83,31 @@ def submit_command(
     try:
         cluster = jobs.connect(address, insecure=insecure)
         for warning in cluster.warnings:
-            _say(console, f"warning: {warning}")
+            say(console, f"warning: {warning}")
         if stop is not None:
             outcome = jobs.stop(cluster, job)
-            _say(console, f"Job {job}: {outcome.status}.")
+            say(console, f"Job {job}: {outcome.status}.")
             return
         if command:
             jobs.submit(cluster, command, job, files=files or (), pip=pip, insecure=insecure)
-            _say(console, f"Submitted job {job}.")
+            say(console, f"Submitted job {job}.")
         if not wait:
             typer.echo(job)
             return
-        outcome = jobs.follow(cluster, job, _write, lambda text: _say(console, text))
+        outcome = jobs.follow(cluster, job, _write, lambda text: say(console, text))
     except KeyboardInterrupt:
-        _say(console, "")
-        _say(console, f"Left. The job {job} goes on, if it was submitted.")
-        _say(console, f"Follow it: {to_attach}")
-        _say(console, f"Stop it:   {to_stop}")
+        say(console, "")
+        say(console, f"Left. The job {job} goes on, if it was submitted.")
+        say(console, f"Follow it: {to_attach}")
+        say(console, f"Stop it:   {to_stop}")
         raise typer.Exit(_INTERRUPTED) from None
     except jobs.LostError as error:
-        _say(console, f"error: {error}")
-        _say(console, f"Follow it: {to_attach}")
+        say(console, f"error: {error}")
+        say(console, f"Follow it: {to_attach}")
         raise typer.Exit(1) from None
     if outcome.message:
-        _say(console, outcome.message)
-    _say(console, f"Job {job}: {outcome.status}, exit code {outcome.exit_code}.")
+        say(console, outcome.message)
+    say(console, f"Job {job}: {outcome.status}, exit code {outcome.exit_code}.")
     raise typer.Exit(outcome.exit_code)
 
 
@@ -117,7 +116,3 @@ def _write(text: str) -> None:
     plain = re.sub(r"\x1b\[[0-9;]*m", "", text).replace("\r\n", "\n").replace("\r", "\n")
     sys.stdout.write(printable(plain.expandtabs()))
     sys.stdout.flush()
-
-
-def _say(console: Console, text: str) -> None:
-    console.print(Text(printable(text)), soft_wrap=True)

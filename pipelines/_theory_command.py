@@ -14,7 +14,7 @@ from rich.text import Text
 from pbe_fast._files import write_bytes, write_text
 from pbe_fast.errors import ConfigError
 from pbe_fast.run_directory import versions
-from pipelines._console import printable
+from pipelines._console import say
 
 if TYPE_CHECKING:
     from pbe_fast.analysis.linear import Claim, Summary
@@ -73,23 +73,23 @@ def theory_command(
     found = examine(setting, delta)
     if console.width < _NARROW:
         for line in _list(found.claims):
-            _say(console, line)
+            say(console, line)
     else:
         console.print(_table(found.claims, wide=console.width >= _WIDE))
     for line in _lines(found):
-        _say(console, line)
+        say(console, line)
     if out is None:
         return
     points = None
     if sweep:
-        points = sweep_settings(setting, delta, say=lambda text: _say(console, text))
+        points = sweep_settings(setting, delta, say=lambda text: say(console, text))
         svg, png = sweep_figure(points)
         write_text(out / "sweep.svg", svg)
         write_bytes(out / "sweep.png", png)
     content = {"versions": versions()} | as_json(found, points)
     write_text(out / "theory.json", json.dumps(content, indent=1, allow_nan=False) + "\n")
     names = "theory.json, sweep.svg and sweep.png" if sweep else "theory.json"
-    _say(console, f"Written to {out}: {names}")
+    say(console, f"Written to {out}: {names}")
 
 
 def _table(claims: "Sequence[Claim]", *, wide: bool) -> Table:
@@ -159,7 +159,3 @@ def _lines(found: "Summary") -> list[str]:
         f"{100 * found.infected.to_target:.1f} % go to the target class, "
         f"{100 * found.benign.to_target:.1f} % with the benign model.",
     ]
-
-
-def _say(console: Console, text: str) -> None:
-    console.print(Text(printable(text)), soft_wrap=True)

@@ -41,6 +41,7 @@ from pipelines._console import (
     printable,
     progress_bars,
     result_table,
+    say,
 )
 from pipelines._features_command import features_command
 from pipelines._options import (
@@ -131,8 +132,8 @@ def demo(
     for method, name in (("aft", "purified, clean 5 % (AFT)"), ("sieve", "purified, none (Sieve)")):
         rows[name] = metrics[method]["purified"] | metrics[method]["suspects"]
     console.print(result_table(f"Drawn signs, {metrics['attack']} attack", rows))
-    _say(console, f"Run directory: {out}")
-    _say(console, f"Look at: {out}/aft/report.html and {out}/sieve/report.html")
+    say(console, f"Run directory: {out}")
+    say(console, f"Look at: {out}/aft/report.html and {out}/sieve/report.html")
 
 
 @app.command(name="poison")
@@ -181,7 +182,7 @@ def poison_command(
     console = Console()
     with _working(console, "Start it again; no part of it is kept.") as progress:
         manifest = poison(source, out, options, progress=progress, overwrite=overwrite)
-    _say(console, f"{len(manifest):,} samples in {out}, with {ATTACK_NAME} and {TRUTH_NAME}.")
+    say(console, f"{len(manifest):,} samples in {out}, with {ATTACK_NAME} and {TRUTH_NAME}.")
 
 
 @app.command(name="train")
@@ -231,7 +232,7 @@ def train_command(
         metrics = train(options, out, progress)
     if "test" in metrics:
         console.print(result_table("Test images", {"trained": metrics["test"]}))
-    _say(console, f"Weights: {out / MODEL_NAME}")
+    say(console, f"Weights: {out / MODEL_NAME}")
 
 
 @app.command(name="purify")
@@ -354,13 +355,13 @@ def purify_command(
             "purified": metrics["purified"] | metrics.get("suspects", {}),
         }
         console.print(result_table(f"{metrics['method'].upper()}", rows))
-    _say(console, f"Purified model: {out / PURIFIED_NAME}")
+    say(console, f"Purified model: {out / PURIFIED_NAME}")
     if "suspects" in metrics:
-        _say(console, f"Suspects:       {out / SUSPECTS_NAME}")
+        say(console, f"Suspects:       {out / SUSPECTS_NAME}")
     if backdoorbench is not None:
         written = write_defense_result(out, out / PURIFIED_NAME)
-        _say(console, f"BackdoorBench:  {written}")
-    _say(console, f"Report:         {out / 'report.html'}")
+        say(console, f"BackdoorBench:  {written}")
+    say(console, f"Report:         {out / 'report.html'}")
 
 
 @app.command(name="mine")
@@ -429,7 +430,7 @@ def mine_command(
         metrics = mine(
             options, out, progress, fleet=fleet, stop=stop, accept_changes=accept_changes
         )
-    _say(console, f"{metrics['images']:,} adversarial examples in {out}")
+    say(console, f"{metrics['images']:,} adversarial examples in {out}")
 
 
 @app.command(name="evaluate")
@@ -500,7 +501,7 @@ def report(
     Example:
       pbe-fast report runs/pure
     """
-    _say(Console(), f"Report: {write_report(run)}")
+    say(Console(), f"Report: {write_report(run)}")
 
 
 def _import_backdoorbench(
@@ -539,10 +540,6 @@ def _told_to_stop() -> Iterator[Callable[[], bool]]:
         yield told.is_set
     finally:
         signal.signal(signal.SIGTERM, before)
-
-
-def _say(console: Console, text: str) -> None:
-    console.print(Text(printable(text)), soft_wrap=True)
 
 
 @contextmanager
