@@ -9,14 +9,14 @@ A test checks that nothing there is out of date.
 import json
 import re
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
 from pydantic import BaseModel
 
-from bench import _findings, _performance, _theory
+from bench import _findings, _performance, _study, _theory
+from bench._study import NAMES, rows_of
 from pbe_fast import FeaturesConfig, MineConfig, PoisonConfig, PurifyConfig, TrainConfig
 
 __all__ = ["DOCUMENTS", "refreshed"]
@@ -33,14 +33,8 @@ DOCUMENTS = (
 SETTINGS = ROOT / "bench" / "results" / "signs_aft_settings.json"
 PLOT = ROOT / "docs" / "performance.png"
 RESULTS = ROOT / "bench" / "results" / "gtsrb_attacks.json"
-STUDY = {name: ROOT / "bench" / "results" / f"study_{name}.json" for name in ("signs", "gtsrb")}
 _SAME = 5e-4  # of ACC, of one model with another number of threads
 _BLOCK = re.compile(r"(<!-- begin (?P<name>[\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
-
-NAMES = {
-    "badnets": "BadNets", "blend": "Blend", "sig": "SIG", "wanet": "WaNet",
-    "input_aware": "Input-aware",
-}  # fmt: skip
 
 
 def refreshed(text: str) -> str:
@@ -56,12 +50,6 @@ def _area(value: float | None) -> str:
     return "–" if value is None else f"{value:.3f}"
 
 
-def _sieve_rows(name: str) -> list[dict[str, Any]]:
-    """Of a data set's study."""
-    rows: list[dict[str, Any]] = json.loads(STUDY[name].read_text(encoding="utf-8"))["rows"]
-    return [row for row in rows if row["method"] == "sieve"]
-
-
 def _cells() -> dict[str, Any]:
     content: dict[str, Any] = json.loads(RESULTS.read_text(encoding="utf-8"))
     return dict(content["cells"])
@@ -73,7 +61,7 @@ def results_table() -> str:
     for title in ("PBE", "Sieve"):
         heads += [f"{title} ACC", f"{title} ASR", f"{title} AUROC"]
     lines = [f"| attack | {' | '.join(heads)} |", f"| --- |{' ---: |' * len(heads)}"]
-    sieved = {row["case"]: row for row in _sieve_rows("gtsrb")}
+    sieved = {row["case"]: row for row in rows_of("gtsrb") if row["method"] == "sieve"}
     for name, title in NAMES.items():
         row = _cells().get(name, {})
         aft, pbe = (row.get(method, {}) for method in ("aft", "pbe"))
@@ -232,41 +220,6 @@ def _key_rows(kind: type[BaseModel], prefix: str) -> list[str]:
     return rows
 
 
-def study_table(name: str) -> str:
-    """Sieve on a data set: every infected model of the study, and what the aims are about."""
-    rows = _sieve_rows(name)
-    lines = [
-        "| attack | mode | rate | seed | infected ACC | infected ASR | ACC | ASR | AUROC | "
-        "backdoor found | seconds |",
-        "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | --- | ---: |",
-    ]
-    for row in rows:
-        attack, *plan, seed = row["case"].split("-")
-        mode, rate = plan or ("–", "–")
-        before, after = row["infected"], row["purified"]
-        found = [_percent(x.get(key)) for x in (before, after) for key in ("acc", "asr")]
-        area = f"{row['auroc']:.4f}" if "auroc" in row else "–"
-        cells = [
-            NAMES.get(attack, attack), mode.replace("_", "-"), rate, seed, *found, area,
-            "yes" if row["found"] else "no", f"{row['seconds']:.0f}",
-        ]  # fmt: skip
-        lines.append(f"| {' | '.join(cells)} |")
-    infected = [row for row in rows if "asr" in row["purified"] and "-0.1-" in row["case"]]
-    if len(infected) < 2:
-        return "\n".join(lines)
-    asr = [row["purified"]["asr"] for row in infected]
-    loss = [row["infected"]["acc"] - row["purified"]["acc"] for row in infected]
-    areas = [row["auroc"] for row in infected]
-    lines.append("")
-    lines.append(
-        f"Over the {len(infected)} infected models with 10 %: ASR {100 * fmean(asr):.2f} on "
-        f"average, {100 * max(asr):.2f} at worst; ACC {-100 * fmean(loss):+.2f} on average, "
-        f"{-100 * max(loss):+.2f} at worst; AUROC {fmean(areas):.4f} on average, "
-        f"{min(areas):.4f} at worst."
-    )
-    return "\n".join(lines)
-
-
 BLOCKS: dict[str, Callable[[], str]] = {
     "results": results_table,
     "missing": missing_line,
@@ -279,11 +232,11 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "train-keys": _keys(TrainConfig),
     "purify-keys": _keys(PurifyConfig),
     "mine-keys": _keys(MineConfig),
-    **{f"study-{name}": partial(study_table, name) for name in STUDY},
     "features-keys": _keys(FeaturesConfig),
     **_performance.BLOCKS,
     **_theory.BLOCKS,
     **_findings.BLOCKS,
+    **_study.BLOCKS,
 }
 
 

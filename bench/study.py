@@ -4,6 +4,7 @@
     python -m bench.study runs/study --data gtsrb --shards runs/gtsrb
     python -m bench.study runs/study --ray auto                      cells side by side on a cluster
     python -m bench.study runs/study --table                         collects, runs nothing
+    python -m bench.study runs/study --table --add                   beside what was there
 
 A *case* is an infected model: data, attack, mode, poison rate and seed; a *cell* is what one method
 makes of it. Each is a run directory below the folder, so a study goes on where it stopped, and what
@@ -32,7 +33,17 @@ from pbe_fast.progress import Progress, Silent
 from pbe_fast.triggers.poisoning import ATTACK_NAME, TRUTH_NAME
 from pipelines._console import progress_bars
 
-__all__ = ["DATA", "METHODS", "Case", "DataSet", "cases", "collect", "run_case", "run_cell"]
+__all__ = [
+    "DATA",
+    "METHODS",
+    "Case",
+    "DataSet",
+    "added",
+    "cases",
+    "collect",
+    "run_case",
+    "run_cell",
+]
 
 METHODS: dict[str, dict[str, Any]] = {
     **{name: ALL_METHODS[name] for name in ("aft", "pbe", "sieve")},
@@ -205,6 +216,12 @@ def collect(folder: Path, data: DataSet) -> list[dict[str, Any]]:
     return rows
 
 
+def added(kept: list[dict[str, Any]], rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rows of several folders in one table; of a cell that is in both, the new one."""
+    cells = {(row["case"], row["method"]): row for row in [*kept, *rows]}
+    return [cells[name] for name in sorted(cells)]
+
+
 def der(before: Mapping[str, float], after: Mapping[str, float]) -> float:
     """Defense effectiveness rating, as BackdoorBench has it: 1 if ASR falls by 1 and ACC by 0."""
     fall = {key: max(0.0, before[key] - after[key]) for key in ("acc", "asr")}
@@ -270,6 +287,9 @@ def main() -> None:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--ray", help="local, auto, or a cluster's address")
     parser.add_argument("--table", action="store_true", help="collect alone, run nothing")
+    parser.add_argument(
+        "--add", action="store_true", help="keep what the file says of cells that are not here"
+    )
     parser.add_argument("--out", type=Path, help="default: bench/results/study_DATA.json")
     options = parser.parse_args()
     data = DATA[options.data]
@@ -286,7 +306,10 @@ def main() -> None:
         else:
             _run_on_ray(*work, options.threads, options.ray)
     out = options.out or Path("bench/results") / f"study_{data.name}.json"
-    write_json(out, {**facts("cpu"), "rows": collect(options.folder, data)})
+    rows = collect(options.folder, data)
+    if options.add and out.exists():
+        rows = added(json.loads(out.read_text(encoding="utf-8"))["rows"], rows)
+    write_json(out, {**facts("cpu"), "rows": rows})
 
 
 if __name__ == "__main__":

@@ -206,7 +206,7 @@ class Sieve:
 
     def judged_again(self, outcome: Scores, place: Place) -> Selection:
         """After round 1, class by class, with a model that has learned all labels."""
-        left, doubtful = self.suspects(place), self._doubtful(place)
+        left, doubtful = self.untrusted(place), self._doubtful(place)
         differs = self._differs(outcome)
         clusters: dict[int, Mask] = {}  # that are something else than their label, by that
         for label in np.unique(self.labels[left]).tolist():
@@ -275,7 +275,7 @@ class Sieve:
         counts = {name: int(mask.sum()) for name, mask in masks.items()}
         return Selection(ids, labels[ids], {**facts, **counts})
 
-    def suspects(self, place: Place) -> Mask:
+    def untrusted(self, place: Place) -> Mask:
         """The images that the last round did not train with their own label."""
         suspects = self._known.copy()
         own = place.subset
@@ -286,7 +286,7 @@ class Sieve:
 
     def _doubtful(self, place: Place) -> Mask:
         """Images between two clusters, and those that lie apart in a cluster that is trusted."""
-        doubtful, left = self._between.copy(), self.suspects(place)
+        doubtful, left = self._between.copy(), self.untrusted(place)
         for split in self.split.classes:
             for cluster in self._clusters(split.label):
                 if left[cluster].mean() < 0.5:
@@ -298,7 +298,7 @@ class Sieve:
 
         What shows without a trigger whether a backdoor is gone; None where nothing is suspect.
         """
-        suspects = self.suspects(place) & ~self._doubtful(place) & np.isin(self.labels, poisoned)
+        suspects = self.untrusted(place) & ~self._doubtful(place) & np.isin(self.labels, poisoned)
         return float((outcome[:, 1] == self.labels)[suspects].mean()) if suspects.any() else None
 
     def ranking(self, outcome: Scores, place: Place) -> Scores:
@@ -309,7 +309,7 @@ class Sieve:
         """
         loss = outcome[:, 0].astype(np.float64)
         sure = (outcome[:, 1] != self.labels) | ~self._doubtful(place)
-        suspects = self.suspects(place) & sure
+        suspects = self.untrusted(place) & sure
         ranking: Scores = (-(loss / (1 + loss) + suspects) / 2).astype(np.float32)
         return ranking
 

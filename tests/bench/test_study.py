@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from bench import study
-from bench.study import Case, DataSet, cases, collect, der, prepare, run_case, run_cell
+from bench.study import Case, DataSet, added, cases, collect, der, prepare, run_case, run_cell
 from pbe_fast.progress import Silent
 
 TINY = DataSet("tiny", classes=3, train_per_class=12, test_per_class=4, epochs=1)
@@ -20,6 +20,13 @@ def test_der_is_that_of_backdoorbench() -> None:
     assert der({"acc": 0.9, "asr": 1.0}, {"acc": 0.9, "asr": 0.0}) == 1.0
     assert der({"acc": 0.9, "asr": 1.0}, {"acc": 0.7, "asr": 1.0}) == pytest.approx(0.4)
     assert der({"acc": 0.9, "asr": 0.5}, {"acc": 0.95, "asr": 0.6}) == 0.5
+
+
+def test_rows_of_other_folders_stay_and_newer_ones_replace_them() -> None:
+    old = [{"case": case, "method": "sieve", "seconds": 1} for case in ("b", "a")]
+    new = [{"case": case, "method": "sieve", "seconds": 2} for case in ("c", "b")]
+    found = [(row["case"], row["seconds"]) for row in added(old, new)]
+    assert found == [("a", 1), ("b", 2), ("c", 2)]
 
 
 def test_a_case_and_its_cells(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

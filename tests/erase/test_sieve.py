@@ -109,7 +109,7 @@ def test_of_a_whole_class_the_cluster_that_shows_many_classes_is_poisoned(
     assert verdict.poisoned == poisoned
     assert verdict.measured == pytest.approx((len(small), len(large)), rel=0.01)
     chosen = sieve.judged(outcome, _place(sieve.first()))
-    suspects = sieve.suspects(_place(chosen.ids, chosen.labels))
+    suspects = sieve.untrusted(_place(chosen.ids, chosen.labels))
     expected = range(140, 200) if poisoned == "larger" else range(100, 140)
     assert np.flatnonzero(suspects).tolist() == list(expected)
     assert chosen.facts["waiting"] == (40 if poisoned == "unclear" else 0)
@@ -164,10 +164,10 @@ def test_a_better_model_judges_again() -> None:
     assert (chosen.labels[~changed] == LABELS[chosen.ids[~changed]]).all()
 
     last = _place(chosen.ids, chosen.labels)
-    assert np.flatnonzero(sieve.suspects(last)).tolist() == [*range(100, 110), 150]
+    assert np.flatnonzero(sieve.untrusted(last)).tolist() == [*range(100, 110), 150]
     ranking = sieve.ranking(outcome, last)
     assert np.isnan(ranking[599])
-    assert ranking[sieve.suspects(last)].max() < -0.5 <= np.nanmin(ranking[~sieve.suspects(last)])
+    assert ranking[sieve.untrusted(last)].max() < -0.5 <= np.nanmin(ranking[~sieve.untrusted(last)])
     assert np.nanmin(ranking) >= -1
     assert np.nanmax(ranking) <= 0
     assert ranking[300] < ranking[301]  # another label is likelier, in a class that is whole
@@ -219,7 +219,7 @@ def test_where_many_classes_are_poisoned_a_better_model_has_a_second_look_too(
         assert chosen.facts["odd"] == poisoned * (not many)
         assert [c["label"] for c in chosen.facts.get("second_look", [])] == [5] * many
         assert chosen.labels is not None
-        suspects = sieve.suspects(_place(chosen.ids, chosen.labels))
+        suspects = sieve.untrusted(_place(chosen.ids, chosen.labels))
         assert np.flatnonzero(suspects[500:599]).tolist() == (list(range(10, 30)) if many else [])
 
 
@@ -239,7 +239,7 @@ def test_doubtful_images_of_a_poisoned_class_stay_away_and_have_no_vote() -> Non
     assert second.facts["poisoned"] == [1]
     left = [108, 109, 150, *range(152, 170)]
     assert np.setdiff1d(np.arange(599), second.ids).tolist() == left
-    suspects = sieve.suspects(_place(second.ids, second.labels))
+    suspects = sieve.untrusted(_place(second.ids, second.labels))
     assert np.flatnonzero(suspects).tolist() == [*range(100, 110), *range(150, 170)]
     ranking = sieve.ranking(outcome, _place(second.ids, second.labels))
     assert np.flatnonzero(ranking < -0.5).tolist() == [*range(100, 108), 109, 151]
@@ -314,4 +314,4 @@ def test_without_the_split_what_disagrees_is_suspect() -> None:
     chosen = sieve.judged(_outcome({7: 3}), _place(sieve.first()))
     assert chosen.labels is not None
     assert chosen.labels.min() == 0  # and none for the image that cannot be read
-    assert np.flatnonzero(sieve.suspects(_place(chosen.ids, chosen.labels))).tolist() == [7]
+    assert np.flatnonzero(sieve.untrusted(_place(chosen.ids, chosen.labels))).tolist() == [7]

@@ -1,0 +1,92 @@
+"""The tables of the study, from a few rows whose figures are known."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench import _study
+
+
+def row(case: str, method: str, acc: float, asr: float, **more: Any) -> dict[str, Any]:
+    return {
+        "case": case,
+        "method": method,
+        "infected": {"acc": 0.9, "asr": 1.0},
+        "purified": {"acc": acc, "asr": asr},
+        "der": (1.0 - asr - max(0.0, 0.9 - acc) + 1) / 2,
+        "auroc": 0.99,
+        "seconds": 10.0,
+        "found": True,
+        **more,
+    }
+
+
+BLEND, SIG = "blend-all_to_one-0.1-0", "sig-all_to_one-0.1-0"
+ROWS = [
+    row(BLEND, "sieve", 0.91, 0.01),
+    row(SIG, "sieve", 0.88, 0.03, auroc=0.95),
+    row("blend-all_to_one-0.01-0", "sieve", 0.9, 0.5, found=False),
+    row(BLEND, "sieve_no_split", 0.5, 0.8),
+    row(BLEND, "sieve_no_relabel", 0.6, 0.1),
+    row(BLEND, "sieve_no_adversary", 0.7, 0.2),
+    row(SIG, "sieve_no_split", 0.5, 0.9),  # without the other two: not in the ablation
+    row(BLEND, "ft", 0.8, 0.6),
+    {
+        "case": "benign-0",
+        "method": "sieve",
+        "infected": {"acc": 0.97},
+        "purified": {"acc": 0.96},
+        "seconds": 5.0,
+        "found": False,
+    },
+]
+
+
+@pytest.fixture(autouse=True)
+def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "study.json"
+    file.write_text(json.dumps({"rows": ROWS}), encoding="utf-8")
+    monkeypatch.setattr(_study, "STUDY", {"few": file})
+
+
+def cells(line: str) -> list[str]:
+    return [cell.strip() for cell in line.strip("|").split("|")]
+
+
+def test_the_main_table_has_one_rate_and_says_what_the_aims_are_about() -> None:
+    lines = _study.study_table("few").splitlines()
+    assert [cells(line)[0] for line in lines[2:5]] == ["Blend", "SIG", "benign"]
+    assert cells(lines[2])[3:] == [
+        "90.00", "100.00", "91.00", "1.00", "0.9900", "yes", "10",
+    ]  # fmt: skip
+    assert cells(lines[4])[1:4] == ["–", "0", "97.00"]
+    assert lines[-1] == (
+        "Over the 2 infected models with 10 %: ASR 2.00 on average, 3.00 at worst; ACC -0.50 on "
+        "average, -2.00 at worst; AUROC 0.9700 on average, 0.9500 at worst."
+    )
+
+
+def test_other_rates_stand_beside_that_of_the_study() -> None:
+    lines = [cells(line) for line in _study.rates_table("few").splitlines()[2:]]
+    assert [(line[0], line[1], line[-1]) for line in lines] == [
+        ("Blend", "1 %", "no"),
+        ("Blend", "10 %", "yes"),
+    ]
+
+
+def test_the_ablation_compares_the_same_models() -> None:
+    lines = [cells(line) for line in _study.ablation_table("few").splitlines()[2:]]
+    assert [line[1] for line in lines] == ["1"] * 4
+    assert [line[2] for line in lines] == ["1.00", "80.00", "10.00", "20.00"]
+    assert [line[4] for line in lines] == ["+1.00", "-40.00", "-30.00", "-20.00"]
+
+
+def test_a_defence_with_cells_to_come_has_no_average() -> None:
+    lines = [cells(line) for line in _study.defences_table("few", "all_to_one", "0").splitlines()]
+    told = {line[0]: line[1:] for line in lines[2:]}
+    assert told["(infected)"][1:4] == ["–", "90.0 / 100.0", "90.0 / 100.0"]
+    assert told["FT"] == ["5 %", "–", "80.0 / 60.0", "–", "–", "–", "–", "–", "10"]
+    assert told["Sieve"][0] == "none"
+    assert "NAD" not in told
