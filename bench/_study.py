@@ -178,5 +178,5 @@ BLOCKS: dict[str, Callable[[], str]] = {
     **{f"study-{name}": partial(study_table, name) for name in STUDY},
     "study-rates": partial(rates_table, "signs"),
     "study-ablation": partial(ablation_table, "signs"),
-    "study-defences": partial(defences_table, "signs", "all_to_one", "0"),
+    "study-defences": partial(defences_table, "gtsrb", "all_to_one", "0"),
 }

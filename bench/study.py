@@ -2,6 +2,7 @@
 
     python -m bench.study runs/study                                 on drawn signs
     python -m bench.study runs/study --data gtsrb --shards runs/gtsrb
+    python -m bench.study runs/study --data cifar10 --shards runs/cifar10 --device cuda
     python -m bench.study runs/study --ray auto                      cells side by side on a cluster
     python -m bench.study runs/study --table                         collects, runs nothing
     python -m bench.study runs/study --table --add                   beside what was there
@@ -62,6 +63,7 @@ class DataSet:
 
     Attributes:
         epochs: of training, but for WaNet, which needs twice as many.
+        width: of the PreActResNet-18, whose full width is 64.
         attacks: settings of attacks that need others here than GTSRB's.
     """
 
@@ -70,6 +72,7 @@ class DataSet:
     train_per_class: int = 0
     test_per_class: int = 0
     epochs: int = 8
+    width: int = WIDTH
     attacks: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
@@ -78,6 +81,7 @@ DATA = {
     # seeds (100 and 2.2 %): crops cut off up to 4.
     "signs": DataSet("signs", 10, 600, 100, epochs=16, attacks={"badnets": {"patch_size": 8}}),
     "gtsrb": DataSet("gtsrb", 43),
+    "cifar10": DataSet("cifar10", 10, epochs=30, width=64),  # for a GPU
 }
 
 
@@ -144,7 +148,7 @@ def run_case(
         poison(shards / "train", here / "poisoned", plan, progress=progress, overwrite=True)
     values = {
         **_data(here, shards, infected),
-        "model.options.width": WIDTH,
+        "model.options.width": data.width,
         "epochs": data.epochs * cell.epochs // CELLS[BENIGN].epochs,
         "seed": case.seed,
         "device": device,
@@ -309,7 +313,8 @@ def main() -> None:
     rows = collect(options.folder, data)
     if options.add and out.exists():
         rows = added(json.loads(out.read_text(encoding="utf-8"))["rows"], rows)
-    write_json(out, {**facts("cpu"), "rows": rows})
+    on_gpu = options.device != "cpu" and torch.cuda.is_available()
+    write_json(out, {**facts("cuda" if on_gpu else "cpu"), "rows": rows})
 
 
 if __name__ == "__main__":
