@@ -3,11 +3,13 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.transforms import Bbox
 
 from pbe_fast._files import atomic_path, write_text
-from pbe_fast.report._svg import style, to_svg
+from pbe_fast.report._svg import MARGIN, style, to_svg
 
 __all__ = ["Drawing", "write_drawing"]
 
@@ -18,6 +20,14 @@ class Drawing:
 
     figure: Figure
     label: str
+
+    @classmethod
+    def of(cls, axes: Axes, label: str) -> "Drawing":
+        """The figure that ``axes`` are in."""
+        figure = axes.get_figure()
+        if not isinstance(figure, Figure):
+            raise TypeError("the axes are in no figure of their own")
+        return cls(figure, label)
 
     @property
     def svg(self) -> str:
@@ -37,7 +47,10 @@ def write_drawing(drawing: Drawing, path: Path) -> None:
         with atomic_path(path.with_name(path.name + ".png")) as temporary:
             FigureCanvasAgg(drawing.figure)
             drawing.figure.patch.set_visible(True)
+            width, height = drawing.figure.get_size_inches()
+            edge = MARGIN / 72
             drawing.figure.savefig(
                 temporary, format="png", dpi=144, facecolor="white",
+                bbox_inches=Bbox([[-edge, -edge], [width + edge, height + edge]]),
                 metadata={"Description": drawing.label.encode("ascii", "replace").decode()},
             )  # fmt: skip

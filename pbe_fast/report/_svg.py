@@ -24,6 +24,7 @@ __all__ = [
     "GRID",
     "HEIGHT",
     "INK",
+    "MARGIN",
     "MUTED",
     "POISON",
     "WIDTH",
@@ -51,6 +52,7 @@ _CSS = {
 
 WIDTH, HEIGHT = 440.0, 280.0  # user units, equal to CSS pixels when not scaled
 FONT_SIZE = 12.5
+MARGIN = 10.0  # user units around a picture that stands alone
 _LINES = "stroke-linejoin:round;stroke-linecap:butt"
 _FONTS = "DejaVu Sans,Verdana,Arial,sans-serif"
 _SVG = "{http://www.w3.org/2000/svg}"
@@ -200,15 +202,19 @@ def to_svg(axes: Axes, *, label: str, alone: bool = False) -> str:
         }
     )
     if alone:
+        around = (-MARGIN, -MARGIN, width + 2 * MARGIN, height + 2 * MARGIN)
+        names = ("x", "y", "width", "height")
+        box = {name: f"{value:g}" for name, value in zip(names, around, strict=True)}
         root.attrib.update(
             {
-                "width": f"{width:g}",
-                "height": f"{height:g}",
+                "viewBox": " ".join(box.values()),
+                "width": box["width"],
+                "height": box["height"],
                 "style": f"{_LINES};fill:{INK};background:#fff;font-family:{_FONTS}",
             }
         )
         # Not every viewer draws the background of the root.
-        root.insert(0, ElementTree.Element("rect", width="100%", height="100%", fill="#fff"))
+        root.insert(0, ElementTree.Element("rect", box, fill="#fff"))
     title = ElementTree.Element("title")
     title.text = label
     root.insert(0, title)

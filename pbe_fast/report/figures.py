@@ -168,7 +168,7 @@ def curves(
                 color=colour,
                 annotation_clip=False,
             )
-        return Drawing(axes.get_figure(), label)
+        return Drawing.of(axes, label)
 
 
 def score_histogram(
@@ -246,7 +246,7 @@ def score_histogram(
         above(axes, "images, log scale" if log else "images")
         if poisoned is not None:
             legend(axes, handles)
-        return Drawing(axes.get_figure(), label)
+        return Drawing.of(axes, label)
 
 
 def loss_curve(
@@ -321,4 +321,4 @@ def loss_curve(
                     Line2D([], [], color=POISON, lw=1.8, ls=(0, (4, 1.5)), label="adversarial"),
                 ],
             )
-        return Drawing(axes.get_figure(), label)
+        return Drawing.of(axes, label)
