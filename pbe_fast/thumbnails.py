@@ -49,25 +49,29 @@ def write_thumbnails(path: Path, data: ImageData, scores: Scores) -> None:
     worst = worst[np.isfinite(scores[worst])]
     storage = dataclasses.replace(data.storage, patience=_PATIENCE)
     reader = ShardReader(data.manifest, storage=storage)
-    kept: list[dict[str, str]] = []
+    found: dict[int, dict[str, str]] = {}
     unread = 0
-    for sample in worst.tolist():
-        found = {
-            "shard": data.manifest.shards[int(data.manifest.shard_index[sample])].name,
-            "key": data.manifest.keys[sample].as_py(),
-        }
+    for sample in sorted(worst.tolist()):  # where a server sends whole shards only, each once
         try:
             if unread >= _GIVE_UP:
-                found["reason"] = "not read"
-            else:
-                pixels = decode_rgb(reader.read(sample))
-                found["png"] = base64.b64encode(png_bytes(pixels)).decode()
+                found[sample] = {"reason": "not read"}
+                continue
+            png = png_bytes(decode_rgb(reader.read(sample)))
+            found[sample] = {"png": base64.b64encode(png).decode()}
         except ShardError:
             unread += 1
-            found["reason"] = "could not be read"
+            found[sample] = {"reason": "could not be read"}
         except ImageError:
-            found["reason"] = "could not be decoded"
-        kept.append(found)
+            found[sample] = {"reason": "could not be decoded"}
+    manifest = data.manifest
+    kept = [
+        {
+            "shard": manifest.shards[int(manifest.shard_index[sample])].name,
+            "key": manifest.keys[sample].as_py(),
+            **found[sample],
+        }
+        for sample in worst.tolist()
+    ]
     write_text(path, json.dumps({"thumbnails": kept}, indent=1) + "\n")
 
 

@@ -1,12 +1,14 @@
 """A picture with its words: inside a page as SVG, or as SVG and PNG files of its own."""
 
+import io
 from dataclasses import dataclass
 from pathlib import Path
 
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.transforms import Bbox
+from PIL import Image, ImageOps
+from PIL.PngImagePlugin import PngInfo
 
 from pbe_fast._files import atomic_path, write_text
 from pbe_fast.report._svg import MARGIN, style, to_svg
@@ -44,13 +46,12 @@ def write_drawing(drawing: Drawing, path: Path) -> None:
     with style():
         svg = to_svg(drawing.figure.axes[0], label=drawing.label, alone=True)
         write_text(path.with_name(path.name + ".svg"), svg + "\n")
-        with atomic_path(path.with_name(path.name + ".png")) as temporary:
-            FigureCanvasAgg(drawing.figure)
-            drawing.figure.patch.set_visible(True)
-            width, height = drawing.figure.get_size_inches()
-            edge = MARGIN / 72
-            drawing.figure.savefig(
-                temporary, format="png", dpi=144, facecolor="white",
-                bbox_inches=Bbox([[-edge, -edge], [width + edge, height + edge]]),
-                metadata={"Description": drawing.label.encode("ascii", "replace").decode()},
-            )  # fmt: skip
+        FigureCanvasAgg(drawing.figure)
+        drawing.figure.patch.set_visible(True)
+        png = io.BytesIO()
+        drawing.figure.savefig(png, format="png", dpi=2 * 72, facecolor="white")
+    words = PngInfo()
+    words.add_text("Description", drawing.label.encode("ascii", "replace").decode())
+    with Image.open(png) as image, atomic_path(path.with_name(path.name + ".png")) as temporary:
+        framed = ImageOps.expand(image.convert("RGB"), round(2 * MARGIN), "white")
+        framed.save(temporary, format="PNG", pnginfo=words, dpi=(144, 144))
