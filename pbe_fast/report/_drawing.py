@@ -7,7 +7,7 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from PIL import Image, ImageOps
+from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from pbe_fast._files import atomic_path, write_text
@@ -47,11 +47,12 @@ def write_drawing(drawing: Drawing, path: Path) -> None:
         svg = to_svg(drawing.figure.axes[0], label=drawing.label, alone=True)
         write_text(path.with_name(path.name + ".svg"), svg + "\n")
         FigureCanvasAgg(drawing.figure)
-        drawing.figure.patch.set_visible(True)
         png = io.BytesIO()
-        drawing.figure.savefig(png, format="png", dpi=2 * 72, facecolor="white")
+        drawing.figure.savefig(png, format="png", dpi=2 * 72, transparent=True)
     words = PngInfo()
     words.add_text("Description", drawing.label.encode("ascii", "replace").decode())
     with Image.open(png) as image, atomic_path(path.with_name(path.name + ".png")) as temporary:
-        framed = ImageOps.expand(image.convert("RGB"), round(2 * MARGIN), "white")
+        edge = round(2 * MARGIN)
+        framed = Image.new("RGB", (image.width + 2 * edge, image.height + 2 * edge), "white")
+        framed.paste(image, (edge, edge), image)
         framed.save(temporary, format="PNG", pnginfo=words, dpi=(144, 144))
