@@ -1,5 +1,9 @@
-"""The suspects table: every training image, the most suspicious first."""
+"""The suspects table: every training image, the most suspicious first.
 
+The names of the classes are JSON in the schema's metadata, as they are in a manifest.
+"""
+
+import json
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +17,10 @@ from pbe_fast.data.manifest import Manifest
 from pbe_fast.erase.identify import Scores
 from pbe_fast.evaluate import auroc, precision_at
 
-__all__ = ["SUSPECTS_NAME", "suspect_metrics", "write_suspects"]
+__all__ = ["CLASSES_KEY", "SUSPECTS_NAME", "suspect_metrics", "suspicion_order", "write_suspects"]
 
 SUSPECTS_NAME = "suspects.parquet"
+CLASSES_KEY = b"pbe_fast"
 _ROW_GROUP = 100_000  # rows; what is in memory at a time, here and where some are read
 
 Truth = npt.NDArray[np.bool_]
@@ -23,8 +28,8 @@ Truth = npt.NDArray[np.bool_]
 
 def write_suspects(path: Path, manifest: Manifest, scores: Scores, truth: Truth | None) -> None:
     """All training images, the most suspicious first."""
-    # An undecodable image has no score; it goes last, and stands in quarantine.jsonl.
-    order = np.argsort(np.where(np.isnan(scores), np.inf, scores), kind="stable")
+    order = suspicion_order(scores)
+    header = {CLASSES_KEY: json.dumps({"classes": list(manifest.classes)})}
     names = pa.array([shard.name for shard in manifest.shards], pa.string())
 
     def rows(start: int) -> pa.Table:
@@ -38,7 +43,7 @@ def write_suspects(path: Path, manifest: Manifest, scores: Scores, truth: Truth 
         }
         if truth is not None:
             columns["poisoned"] = truth[ids]
-        return pa.table(columns)
+        return pa.table(columns).replace_schema_metadata(header)
 
     with (
         atomic_path(path) as temporary,
@@ -46,6 +51,14 @@ def write_suspects(path: Path, manifest: Manifest, scores: Scores, truth: Truth 
     ):
         for start in range(0, len(order), _ROW_GROUP):
             file.write_table(rows(start))
+
+
+def suspicion_order(scores: Scores) -> npt.NDArray[np.int64]:
+    """The ids of all images, the most suspicious first.
+
+    An undecodable image has no score (NaN); it goes last, and stands in quarantine.jsonl.
+    """
+    return np.argsort(np.where(np.isnan(scores), np.inf, scores), kind="stable")
 
 
 def suspect_metrics(scores: Scores, truth: Truth | None) -> dict[str, float | int]:

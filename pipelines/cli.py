@@ -495,7 +495,7 @@ def evaluate_command(
 def report(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="A finished run directory.")],
 ) -> None:
-    """Write report.html of a run again.
+    """Write report.html and figures/ of a run again; needs no data.
 
     \b
     Example:

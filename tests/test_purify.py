@@ -214,7 +214,17 @@ def test_what_a_run_leaves_behind(world: Path, undisturbed: Callable[[str], Path
     metrics = json.loads((run / "metrics.json").read_text())
     assert [r["subset"] for r in metrics["rounds"]] == [24, 24, 60, 84]
     assert set(metrics["seconds"]) == {"finetune", "finetune_adversarial", "score"}
-    assert (run / "report.html").exists()
+    header = json.loads(pq.read_schema(run / "suspects.parquet").metadata[b"pbe_fast"])
+    assert header == {"classes": list(sign_names(CLASSES))}
+    thumbnails = json.loads((run / "thumbnails.json").read_text())["thumbnails"]
+    assert [one["key"] for one in thumbnails] == suspects["key"].to_pylist()[:24]
+    page = (run / "report.html").read_text()
+    assert page.count('<img src="data:image/png;base64,') == 24
+    for thumbnail in thumbnails:
+        assert f'alt="Training image {thumbnail["key"]}, labelled ' in page
+    assert {"curves.svg", "loss.png", "scores.png"} <= {
+        path.name for path in (run / "figures").iterdir()
+    }
     assert not (run / "state.safetensors").exists()
 
 

@@ -29,6 +29,7 @@ from pbe_fast.purify import PURIFIED_NAME
 from pbe_fast.report import write_report
 from pbe_fast.run_directory import RunDirectory
 from pbe_fast.suspects import SUSPECTS_NAME, suspect_metrics, write_suspects
+from pbe_fast.thumbnails import THUMBNAILS_NAME, write_thumbnails
 from pbe_fast.training import not_finite
 
 __all__ = ["erase"]
@@ -96,6 +97,7 @@ def erase(
         if sets.train is not None:
             scores = _scores(config, sets.train, infected, model, device, clock, progress)
             write_suspects(out / SUSPECTS_NAME, sets.train.manifest, scores, sets.truth)
+            write_thumbnails(out / THUMBNAILS_NAME, sets.train, scores)
             metrics["suspects"] = suspect_metrics(scores, sets.truth)
             if "auroc" in metrics["suspects"]:
                 round_facts["auroc"] = metrics["suspects"]["auroc"]

@@ -1,5 +1,6 @@
 """``suspects.parquet`` of a run, read and checked for the report."""
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pbe_fast.errors import RunDirectoryError
+from pbe_fast.suspects import CLASSES_KEY
 
 __all__ = ["Suspect", "Suspects"]
 
@@ -34,11 +36,13 @@ class Suspects:
         scores: ``(N,)`` float64 cosines; NaN for quarantined images.
         poisoned: ``(N,)`` bool, or None where the truth is not known.
         worst: the rows of the lowest ranks, in order of rank, without quarantined ones.
+        classes: names, by label; none where the run did not keep them.
     """
 
     scores: npt.NDArray[np.float64]
     poisoned: npt.NDArray[np.bool_] | None
     worst: tuple[Suspect, ...]
+    classes: tuple[str, ...] = ()
 
     @classmethod
     def load(cls, run_dir: Path, *, worst: int) -> "Suspects | None":
@@ -54,6 +58,7 @@ class Suspects:
             with pq.ParquetFile(path) as file:
                 table = file.read(columns=["score", "rank", "poisoned"])
                 scores = _column(table, "score", pa.float64()).to_numpy(zero_copy_only=False)
+                classes = _classes(file.schema_arrow)
                 ranks = _column(table, "rank", pa.int64()).to_numpy(zero_copy_only=False)
                 rows = np.flatnonzero(np.isfinite(scores))
                 rows = rows[np.argsort(ranks[rows], kind="stable")[:worst]]
@@ -65,7 +70,7 @@ class Suspects:
             if "poisoned" in table.column_names:
                 column = pc.fill_null(_column(table, "poisoned", pa.bool_()), False)
                 truth = column.to_numpy(zero_copy_only=False).astype(np.bool_)
-        except (OSError, KeyError, ValueError, pa.ArrowException) as error:
+        except (OSError, KeyError, ValueError, RecursionError, pa.ArrowException) as error:
             raise RunDirectoryError(
                 f"{path}: is not a list of suspects ({error}). Start the run again on the same "
                 "directory to write it anew, or move the file away to have a report without it."
@@ -84,6 +89,7 @@ class Suspects:
                 )
                 for row, key, shard, label in zip(rows, keys, shards, labels, strict=True)
             ),
+            classes,
         )
 
 
@@ -98,6 +104,14 @@ def _rows(file: pq.ParquetFile, rows: npt.NDArray[np.int64], columns: list[str])
         for row, group in zip(rows.tolist(), of_row.tolist(), strict=True)
     ]
     return pa.concat_tables(found or [file.schema_arrow.empty_table()])
+
+
+def _classes(schema: pa.Schema) -> tuple[str, ...]:
+    header = json.loads((schema.metadata or {}).get(CLASSES_KEY, "{}"))
+    names = header.get("classes", []) if isinstance(header, dict) else None
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ValueError("the names of its classes are no list of texts")
+    return tuple(names)
 
 
 def _column(table: pa.Table, name: str, kind: pa.DataType) -> pa.ChunkedArray:

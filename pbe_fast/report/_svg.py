@@ -9,7 +9,7 @@ font, ids are kept where something refers to them, and nothing depends on the cl
 import hashlib
 import io
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from xml.etree import ElementTree
 
@@ -24,6 +24,7 @@ __all__ = [
     "GRID",
     "HEIGHT",
     "INK",
+    "MARGIN",
     "MUTED",
     "POISON",
     "WIDTH",
@@ -51,16 +52,23 @@ _CSS = {
 
 WIDTH, HEIGHT = 440.0, 280.0  # user units, equal to CSS pixels when not scaled
 FONT_SIZE = 12.5
+MARGIN = 10.0  # user units around a picture that stands alone
+_LINES = "stroke-linejoin:round;stroke-linecap:butt"
+_FONTS = "DejaVu Sans,Verdana,Arial,sans-serif"
 _SVG = "{http://www.w3.org/2000/svg}"
 _XLINK_HREF = "{http://www.w3.org/1999/xlink}href"
 _REFERENCE = re.compile(r"url\(#([^)]+)\)")
 _FONT_SHORTHAND = re.compile(r"^(?:.*\s)?(?P<size>[\d.]+px)(?:\s|$)")
-# Characters that neither XML nor HTML can carry, and lone surrogates, which UTF-8 cannot.
-_UNPRINTABLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
+# Characters that neither XML nor HTML can carry, and lone surrogates, which UTF-8 cannot; and
+# those that turn the order of the text around them, in which a name could pose as another.
+_UNPRINTABLE = re.compile(
+    "[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff"
+    "\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]"
+)
 
 
 def clean_text(text: str) -> str:
-    """``text`` with every character that a page cannot carry shown as U+FFFD."""
+    """``text`` with what a page cannot carry, and what reorders text, shown as U+FFFD."""
     return _UNPRINTABLE.sub("\N{REPLACEMENT CHARACTER}", text)
 
 
@@ -117,8 +125,8 @@ def panel(*, left: float, right: float, top: float, bottom: float) -> Axes:
     return axes
 
 
-def _declarations(text: str) -> dict[str, str]:
-    """The declarations of a style attribute: colours as variables, fonts left to the page."""
+def _declarations(text: str, colours: Mapping[str, str]) -> dict[str, str]:
+    """The declarations of a style attribute: colours as given, fonts left to what is around."""
     found: dict[str, str] = {}
     for declaration in text.split(";"):
         name, _, value = (part.strip() for part in declaration.partition(":"))
@@ -126,17 +134,18 @@ def _declarations(text: str) -> dict[str, str]:
             size = _FONT_SHORTHAND.match(value)
             name, value = "font-size", size["size"] if size else ""
         if value and name != "font-family":
-            found[name] = _CSS.get(value.lower(), value)
+            found[name] = colours.get(value.lower(), value)
     return found
 
 
-def to_svg(axes: Axes, *, label: str) -> str:
+def to_svg(axes: Axes, *, label: str, alone: bool = False) -> str:
     """Render the figure of ``axes``.
 
     Args:
         axes: made by :func:`panel`, or any of a figure with 72 dots per inch; call this inside
             :func:`style`.
         label: what the picture shows, for those who cannot see it; any text.
+        alone: make it a file of its own: of a fixed size, dark on white, in any common font.
 
     Returns:
         One ``<svg>`` element as text: as wide as its place, named by ``label``, without script,
@@ -153,6 +162,7 @@ def to_svg(axes: Axes, *, label: str) -> str:
         if child.tag == f"{_SVG}metadata" or child.find(f"{_SVG}style") is not None:
             root.remove(child)  # the style sheet holds "*", which would match the whole page
 
+    colours = {} if alone else _CSS  # as drawn
     label = clean_text(label)
     content = ElementTree.tostring(root, encoding="unicode")
     prefix = "f" + hashlib.sha256(f"{label}\0{content}".encode()).hexdigest()[:8] + "-"
@@ -173,7 +183,7 @@ def to_svg(axes: Axes, *, label: str) -> str:
                 there = "".join(value.split()) if inline else f"#{prefix}{value.removeprefix('#')}"
                 node.set("href", there)
             elif name == "style":
-                rules = _declarations(_REFERENCE.sub(rf"url(#{prefix}\1)", value))
+                rules = _declarations(_REFERENCE.sub(rf"url(#{prefix}\1)", value), colours)
                 node.set("style", ";".join(f"{key}:{rule}" for key, rule in rules.items()))
             elif name == "transform" and value.startswith("rotate(-0 "):
                 continue
@@ -188,9 +198,23 @@ def to_svg(axes: Axes, *, label: str) -> str:
             "width": "100%",
             "role": "img",
             "aria-label": label,
-            "style": "stroke-linejoin:round;stroke-linecap:butt;fill:currentColor;overflow:visible",
+            "style": f"{_LINES};fill:currentColor;overflow:visible",
         }
     )
+    if alone:
+        around = (-MARGIN, -MARGIN, width + 2 * MARGIN, height + 2 * MARGIN)
+        names = ("x", "y", "width", "height")
+        box = {name: f"{value:g}" for name, value in zip(names, around, strict=True)}
+        root.attrib.update(
+            {
+                "viewBox": " ".join(box.values()),
+                "width": box["width"],
+                "height": box["height"],
+                "style": f"{_LINES};fill:{INK};background:#fff;font-family:{_FONTS}",
+            }
+        )
+        # Not every viewer draws the background of the root.
+        root.insert(0, ElementTree.Element("rect", box, fill="#fff"))
     title = ElementTree.Element("title")
     title.text = label
     root.insert(0, title)

@@ -12,6 +12,7 @@ __all__ = [
     "Verdict",
     "attack_words",
     "backdoor_words",
+    "class_words",
     "duration",
     "method_words",
     "model_words",
@@ -82,23 +83,37 @@ def method_words(metrics: Metrics) -> str:
     return _METHODS["train"] if metrics.is_training else "Run"
 
 
-def backdoor_words(metrics: Metrics) -> str | None:
-    """Whether a backdoor was found in the training set; None where the method does not say."""
+def class_words(label: int, classes: Sequence[str] = ()) -> str:
+    """A class as ``stop (14)``, or ``14`` where it has no name, or no other."""
+    name = " ".join(classes[label].split()) if 0 <= label < len(classes) else ""
+    if name in ("", str(label)):
+        return str(label)
+    return f"{name if len(name) <= 60 else name[:59] + '…'} ({label})"
+
+
+def backdoor_words(metrics: Metrics, classes: Sequence[str] = ()) -> str | None:
+    """Whether a backdoor was found in the training set; None where the method does not say.
+
+    Args:
+        classes: names, by label.
+    """
     if metrics.backdoor is None:
         return None
     found, kept = metrics.backdoor, metrics.backdoor.kept
     said = "No backdoor was found in the training set."
     if found.found:
-        said = f"A backdoor was found: images that show something else in {_classes(found.labels)}."
+        where = _classes(found.labels, classes)
+        said = f"A backdoor was found: images that show something else in {where}."
     if kept is not None:
         said += f" The purified model gives {percent(kept)} of them the label they came with."
     if found.odd:
-        said += f" Some images may be mislabelled or rare in {_classes(found.odd)}."
+        said += f" Some images may be mislabelled or rare in {_classes(found.odd, classes)}."
     return said
 
 
-def _classes(labels: Sequence[int]) -> str:
-    listed = ", ".join(str(label) for label in labels[:20]) + (", …" if len(labels) > 20 else "")
+def _classes(labels: Sequence[int], classes: Sequence[str]) -> str:
+    listed = ", ".join(class_words(label, classes) for label in labels[:20])
+    listed += ", …" if len(labels) > 20 else ""
     return f"class {listed}" if len(labels) == 1 else f"{len(labels):,} classes: {listed}"
 
 

@@ -1,6 +1,6 @@
-"""The pictures of a report, as SVG text: curves, loss and the histogram of scores.
+"""The pictures of a report: curves, loss and the histogram of scores.
 
-Every function is pure: the same numbers give the same text. The SVG takes its ink from
+Every function is pure: the same numbers give the same picture. Its SVG takes its ink from
 ``currentColor`` and its other colours from the CSS variables ``--figure-muted``,
 ``--figure-grid``, ``--figure-clean`` and ``--figure-poison``, each with a fallback, so it suits a
 light and a dark page. Nothing is told by colour alone: lines differ in dash and marker, bars in
@@ -34,7 +34,8 @@ from pbe_fast.report._axes import (
     starts,
     thin,
 )
-from pbe_fast.report._svg import CLEAN, FONT_SIZE, GRID, INK, POISON, panel, style, to_svg
+from pbe_fast.report._drawing import Drawing
+from pbe_fast.report._svg import CLEAN, FONT_SIZE, GRID, INK, POISON, panel, style
 
 __all__ = ["Evaluation", "Step", "curves", "epochs_by_round", "loss_curve", "score_histogram"]
 
@@ -94,7 +95,7 @@ def curves(
     before: tuple[float | None, float | None] = (None, None),
     rounds: Mapping[int, float] | None = None,
     unit: str = "epoch",
-) -> str:
+) -> Drawing:
     """ACC and ASR over the epochs of all rounds, with the boundaries of the rounds.
 
     Args:
@@ -106,7 +107,7 @@ def curves(
         unit: the name of the x axis.
 
     Returns:
-        An ``<svg>`` element.
+        The picture.
     """
     lengths = dict(rounds) if rounds is not None else epochs_by_round(evaluations)
     begins = starts(lengths)
@@ -167,7 +168,7 @@ def curves(
                 color=colour,
                 annotation_clip=False,
             )
-        return to_svg(axes, label=label)
+        return Drawing.of(axes, label)
 
 
 def score_histogram(
@@ -176,7 +177,7 @@ def score_histogram(
     *,
     label: str,
     axis: str = "cosine to the infected model’s logits",
-) -> str:
+) -> Drawing:
     """How the scores are spread; clean and poisoned images apart where the truth is known.
 
     Args:
@@ -186,7 +187,7 @@ def score_histogram(
         axis: what a score is.
 
     Returns:
-        An ``<svg>`` element. Counts are on a log scale where the tallest bar would hide the rest.
+        The picture. Counts are on a log scale where the tallest bar would hide the rest.
     """
     known = np.isfinite(scores)
     values = np.clip(scores[known].astype(np.float64), -1.0, 1.0)
@@ -245,12 +246,12 @@ def score_histogram(
         above(axes, "images, log scale" if log else "images")
         if poisoned is not None:
             legend(axes, handles)
-        return to_svg(axes, label=label)
+        return Drawing.of(axes, label)
 
 
 def loss_curve(
     steps: Sequence[Step], *, label: str, rounds: Mapping[int, float] | None = None
-) -> str:
+) -> Drawing:
     """The training loss over the epochs of all rounds; adversarial batches shaded.
 
     Args:
@@ -260,7 +261,7 @@ def loss_curve(
             ``steps`` reach.
 
     Returns:
-        An ``<svg>`` element. Long records are averaged down to about 400 points, never across
+        The picture. Long records are averaged down to about 400 points, never across
         the border between adversarial and plain batches.
     """
     lengths = dict(rounds) if rounds is not None else epochs_by_round((), steps)
@@ -320,4 +321,4 @@ def loss_curve(
                     Line2D([], [], color=POISON, lw=1.8, ls=(0, (4, 1.5)), label="adversarial"),
                 ],
             )
-        return to_svg(axes, label=label)
+        return Drawing.of(axes, label)

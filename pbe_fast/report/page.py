@@ -1,6 +1,6 @@
-"""The HTML page of a run: one file that needs no network, no script, no font and no image."""
+"""The HTML page of a run: one file that needs no network, no script and no other file."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -10,6 +10,8 @@ import jinja2
 import numpy as np
 from markupsafe import Markup
 
+from pbe_fast.report._drawing import Drawing
+from pbe_fast.report._gallery import Gallery, load_gallery
 from pbe_fast.report._history import History
 from pbe_fast.report._run import Accuracies, Metrics, read_config_text
 from pbe_fast.report._suspects import Suspects
@@ -17,6 +19,7 @@ from pbe_fast.report._svg import clean_text
 from pbe_fast.report._words import (
     attack_words,
     backdoor_words,
+    class_words,
     duration,
     method_words,
     model_words,
@@ -32,7 +35,7 @@ from pbe_fast.report.figures import (
     score_histogram,
 )
 
-__all__ = ["render"]
+__all__ = ["Page", "render"]
 _WORST = 50
 _Pair = tuple[float | None, float | None]  # ACC and ASR of one model
 _FILTERS: dict[str, Callable[[Any], str]] = {
@@ -47,10 +50,24 @@ _FILTERS: dict[str, Callable[[Any], str]] = {
 
 @dataclass(frozen=True)
 class _Picture:
-    """An SVG that may stand in the page as it is, and its caption."""
+    """A picture, the name of its files, and its caption."""
 
-    svg: Markup
+    name: str
+    drawing: Drawing
     caption: str
+
+    @property
+    def svg(self) -> Markup:
+        """Text that may stand in the page as it is."""
+        return Markup(self.drawing.svg)
+
+
+@dataclass(frozen=True)
+class Page:
+    """The page, and its pictures by the names of their files, without a suffix."""
+
+    html: str
+    drawings: Mapping[str, Drawing]
 
 
 @dataclass(frozen=True)
@@ -72,11 +89,15 @@ class _Phase:
     images_per_second: float | None
 
 
-def render(run_dir: Path) -> str:
+def render(run_dir: Path) -> Page:
     """The page of a run directory; see :func:`pbe_fast.report.write_report`."""
     metrics = Metrics.load(run_dir)
     history = History.load(run_dir)
     suspects = Suspects.load(run_dir, worst=_WORST)
+    classes = suspects.classes if suspects else ()
+    gallery = load_gallery(run_dir, suspects.worst) if suspects else Gallery()
+    pictures = _pictures(metrics, history)
+    histogram = _histogram(suspects, metrics)
     environment = jinja2.Environment(
         autoescape=True,
         undefined=jinja2.StrictUndefined,
@@ -84,26 +105,29 @@ def render(run_dir: Path) -> str:
         lstrip_blocks=True,
     )
     environment.filters.update({name: _unless_none(show) for name, show in _FILTERS.items()})
+    environment.filters["class_words"] = lambda label: class_words(label, classes)
     source = resources.files("pbe_fast.report").joinpath("template.html").read_text("utf-8")
     page = environment.from_string(source).render(
         run_name=run_dir.resolve().name,
         method=method_words(metrics),
         verdict=verdict(metrics),
-        backdoor=backdoor_words(metrics),
+        backdoor=backdoor_words(metrics, classes),
         metrics=metrics,
         columns=_columns(metrics),
         results=_results(metrics),
-        pictures=_pictures(metrics, history),
-        histogram=_histogram(suspects, metrics),
+        pictures=pictures,
+        histogram=histogram,
         unreadable=history.unreadable,
         suspects=suspects,
+        gallery=gallery,
         listed=len(suspects.scores) if suspects else None,
         phases=_phases(metrics),
         model=model_words(metrics.model) if metrics.model else None,
         attack=attack_words(metrics.attack) if metrics.attack else None,
         config=read_config_text(run_dir),
     )
-    return clean_text(page)
+    named = [*pictures, *([histogram] if histogram else [])]
+    return Page(clean_text(page), {picture.name: picture.drawing for picture in named})
 
 
 def _unless_none(show: Callable[[Any], str]) -> Callable[[Any], str | None]:
@@ -154,7 +178,7 @@ def _pictures(metrics: Metrics, history: History) -> list[_Picture]:
     if metrics.infected is not None and metrics.purified is not None:
         before = (metrics.infected.acc, metrics.infected.asr)
     if any(e.acc is not None or e.asr is not None for e in history.evaluations):
-        svg = curves(
+        drawing = curves(
             history.evaluations,
             label=_spoken(before, history.evaluations, "epochs"),
             before=before,
@@ -162,7 +186,8 @@ def _pictures(metrics: Metrics, history: History) -> list[_Picture]:
         )
         pictures.append(
             _Picture(
-                Markup(svg),
+                "curves",
+                drawing,
                 _curve_caption(before, history.evaluations, "epoch", len(lengths))
                 + _sample_note(metrics.purified or metrics.test, history.evaluations),
             )
@@ -170,18 +195,22 @@ def _pictures(metrics: Metrics, history: History) -> list[_Picture]:
     elif metrics.rounds and any(r.acc is not None or r.asr is not None for r in metrics.rounds):
         # No record of epochs: a point at the end of each round, each round one unit wide.
         ends = [Evaluation(r.round, 1, r.acc, r.asr) for r in metrics.rounds]
-        svg = curves(
+        drawing = curves(
             ends, label=_spoken(before, ends, "rounds"), before=before, unit="rounds finished"
         )
-        pictures.append(_Picture(Markup(svg), _curve_caption(before, ends, "round", len(ends))))
+        pictures.append(
+            _Picture("curves", drawing, _curve_caption(before, ends, "round", len(ends)))
+        )
     if history.steps:
         losses = [step.loss for step in history.steps if np.isfinite(step.loss)]
         words = f"from {losses[0]:.3g} to {losses[-1]:.3g}" if losses else "never finite"
-        svg = loss_curve(history.steps, label=f"Training loss by epoch, {words}.", rounds=lengths)
+        drawing = loss_curve(
+            history.steps, label=f"Training loss by epoch, {words}.", rounds=lengths
+        )
         caption = "Training loss."
         if any(step.adversarial for step in history.steps):
             caption += " Shaded and dashed: batches of adversarial examples."
-        pictures.append(_Picture(Markup(svg), caption))
+        pictures.append(_Picture("loss", drawing, caption))
     return pictures
 
 
@@ -247,8 +276,8 @@ def _histogram(suspects: Suspects | None, metrics: Metrics) -> _Picture | None:
         label += f"; median {', '.join(middle)}"
         caption += " Hatched: images known to be poisoned."
     axis = {"axis": "score: suspects lie below −0.5"} if metrics.method == "sieve" else {}
-    svg = score_histogram(suspects.scores, suspects.poisoned, label=label + ".", **axis)
-    return _Picture(Markup(svg), caption)
+    drawing = score_histogram(suspects.scores, suspects.poisoned, label=label + ".", **axis)
+    return _Picture("scores", drawing, caption)
 
 
 def _phases(metrics: Metrics) -> list[_Phase]:

@@ -4,26 +4,32 @@ from pathlib import Path
 
 from pbe_fast._files import write_text
 
-__all__ = ["REPORT_NAME", "write_report"]
+__all__ = ["FIGURES_NAME", "REPORT_NAME", "write_report"]
 
 REPORT_NAME = "report.html"
+FIGURES_NAME = "figures"
 
 
 def write_report(run_dir: Path) -> Path:
-    """Write ``report.html`` into a run directory and return its path.
+    """Write ``report.html`` and ``figures/`` into a run directory; returns the page's path.
 
     The page shows what the directory holds: ``metrics.json`` (needed), ``metrics.jsonl``,
-    ``suspects.parquet`` and ``config.yaml`` (each may be absent). Everything read is shown as
-    text, whatever it contains. Same directory, same bytes.
+    ``suspects.parquet``, ``thumbnails.json`` and ``config.yaml`` (each may be absent). Everything
+    read is shown as text, whatever it contains, and pictures are decoded and encoded anew. The page
+    is whole without the figures, which are its plots as SVG and PNG. Same directory, same bytes.
 
     Raises:
         RunDirectoryError: the directory or ``metrics.json`` is missing, or a file is damaged;
             says which and what to do. An earlier report is then left as it was.
     """
     # Loaded here, as matplotlib takes half a second, and no worker of a fleet draws anything.
+    from pbe_fast.report._drawing import write_drawing
     from pbe_fast.report.page import render
 
     run_dir = Path(run_dir)
     path = run_dir / REPORT_NAME
-    write_text(path, render(run_dir))
+    page = render(run_dir)
+    for name, drawing in page.drawings.items():
+        write_drawing(drawing, run_dir / FIGURES_NAME / name)
+    write_text(path, page.html)
     return path

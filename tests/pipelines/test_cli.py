@@ -238,7 +238,8 @@ def _check_run(out: Path, method: str, manifest: Manifest) -> None:
     """What DESIGN says that a run directory holds."""
     assert {path.name for path in out.iterdir()} == {
         "config.yaml", "purified.safetensors", "metrics.json", "metrics.jsonl",
-        "suspects.parquet", "report.html", "log.txt", "tensorboard", ".lock",
+        "suspects.parquet", "thumbnails.json", "report.html", "figures", "log.txt",
+        "tensorboard", ".lock",
     }  # fmt: skip
     config = yaml.safe_load((out / "config.yaml").read_text())
     assert config["method"] == method

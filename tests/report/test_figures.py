@@ -43,10 +43,10 @@ TRUTH = np.concatenate([np.zeros(900, bool), np.ones(101, bool)])
 @functools.cache
 def draw(name: str, label: str = "a picture") -> str:
     if name == "curves":
-        return curves(EVALUATIONS, label=label, before=(0.97, 1.0))
+        return curves(EVALUATIONS, label=label, before=(0.97, 1.0)).svg
     if name == "loss":
-        return loss_curve(STEPS, label=label)
-    return score_histogram(SCORES, TRUTH if name == "truth" else None, label=label)
+        return loss_curve(STEPS, label=label).svg
+    return score_histogram(SCORES, TRUTH if name == "truth" else None, label=label).svg
 
 
 PICTURES = ["curves", "loss", "truth", "no truth"]
@@ -165,7 +165,8 @@ def test_curves_place_rounds_one_after_another() -> None:
 
 
 def test_curves_without_asr_look_closer_at_acc() -> None:
-    shown = texts(curves([Evaluation(0, 1, 0.95, None), Evaluation(0, 2, 0.96, None)], label="x"))
+    evaluations = [Evaluation(0, 1, 0.95, None), Evaluation(0, 2, 0.96, None)]
+    shown = texts(curves(evaluations, label="x").svg)
     assert "ACC 96.0 %" in shown
     assert not any(text.startswith("ASR") for text in shown)
     assert "0 %" not in shown
@@ -176,7 +177,7 @@ def test_curves_without_asr_look_closer_at_acc() -> None:
     ("acc", "asr"), [(0.96, 0.96), (1.0, 0.99), (0.0, 0.0), (0.5, 0.5), (None, None)]
 )
 def test_labels_of_equal_ends_do_not_cover_each_other(acc: float | None, asr: float | None) -> None:
-    svg = curves([Evaluation(0, 1, acc, asr)], label="x")
+    svg = curves([Evaluation(0, 1, acc, asr)], label="x").svg
     heights = [
         float(node.get("y", "nan"))
         for node in ElementTree.fromstring(svg).iter(f"{SVG}text")
@@ -207,27 +208,27 @@ def test_loss_shades_adversarial_batches() -> None:
     assert [(min(band), max(band)) for band in bands] == [
         (pytest.approx(50), pytest.approx(50 + 376 * 2.5 / 4))
     ]
-    plain = loss_curve([Step(0, 0, b, 1.0, False) for b in range(4)], label="x")
+    plain = loss_curve([Step(0, 0, b, 1.0, False) for b in range(4)], label="x").svg
     assert "--figure-poison" not in plain
     assert "adversarial" not in texts(plain)
 
 
 def test_loss_over_decades_is_on_a_log_scale() -> None:
     assert "loss, log scale" in texts(
-        loss_curve([Step(0, 0, b, 4.0 * 0.5**b, False) for b in range(12)], label="x")
+        loss_curve([Step(0, 0, b, 4.0 * 0.5**b, False) for b in range(12)], label="x").svg
     )
 
 
 def test_loss_survives_what_is_not_finite() -> None:
     losses = [1.0, math.nan, math.inf, 0.5]
-    svg = loss_curve([Step(0, 0, b, loss, False) for b, loss in enumerate(losses)], label="x")
+    svg = loss_curve([Step(0, 0, b, loss, False) for b, loss in enumerate(losses)], label="x").svg
     assert "nan" not in svg.lower()
-    assert "nan" not in loss_curve([Step(0, 0, 0, math.nan, True)], label="x").lower()
+    assert "nan" not in loss_curve([Step(0, 0, 0, math.nan, True)], label="x").svg.lower()
 
 
 def test_long_records_are_thinned() -> None:
     steps = [Step(0, e, b, 1 + (b % 7), False) for e in range(20) for b in range(1000)]
-    assert len(loss_curve(steps, label="x")) < 40_000
+    assert len(loss_curve(steps, label="x").svg) < 40_000
 
 
 @given(
@@ -252,9 +253,9 @@ def test_histogram_keeps_clean_and_poisoned_apart() -> None:
 
 def test_histogram_uses_log_counts_only_where_they_help() -> None:
     assert "images, log scale" in texts(
-        score_histogram(np.r_[np.full(5000, 0.99), np.linspace(-1, 0.9, 100)], None, label="x")
+        score_histogram(np.r_[np.full(5000, 0.99), np.linspace(-1, 0.9, 100)], None, label="x").svg
     )
-    assert "images" in texts(score_histogram(np.linspace(-1, 1, 480), None, label="x"))
+    assert "images" in texts(score_histogram(np.linspace(-1, 1, 480), None, label="x").svg)
 
 
 @pytest.mark.parametrize(
@@ -263,4 +264,4 @@ def test_histogram_uses_log_counts_only_where_they_help() -> None:
 def test_histogram_of_few_or_equal_scores(scores: list[float]) -> None:
     values = np.array(scores, np.float32)
     for truth in (None, np.zeros(len(values), bool), np.ones(len(values), bool)):
-        assert "nan" not in score_histogram(values, truth, label="x").lower()
+        assert "nan" not in score_histogram(values, truth, label="x").svg.lower()

@@ -78,7 +78,11 @@ def change(run: Path, **updates: Any) -> None:
 
 def assert_harmless(page: Page) -> None:
     for tag, attributes in page.elements:
-        assert tag not in {"script", "img", "iframe", "object", "embed", "form", "base", "a"}
+        assert tag not in {"script", "iframe", "object", "embed", "form", "base", "a"}
+        if tag == "img":  # of ours alone
+            assert re.fullmatch(r"data:image/png;base64,[A-Za-z0-9+/]+=*", attributes["src"] or "")
+            assert attributes["alt"]
+            continue
         for name, value in attributes.items():
             assert not name.startswith("on")
             if name in {"href", "src", "xlink:href"}:

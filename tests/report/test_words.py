@@ -9,6 +9,7 @@ from pbe_fast.report._words import (
     Verdict,
     attack_words,
     backdoor_words,
+    class_words,
     duration,
     percent,
     points,
@@ -170,3 +171,23 @@ def test_attack_on_one_line() -> None:
 def test_whether_a_backdoor_was_found(backdoor: object, words: str | None) -> None:
     said = backdoor_words(Metrics.model_validate({"backdoor": backdoor}))
     assert said == words or (words is not None and said is not None and words in said)
+
+
+@pytest.mark.parametrize(
+    ("label", "said"),
+    [(0, "stop (0)"), (1, "1"), (2, "2"), (3, "two lines (3)"), (4, "4"), (-1, "-1")],
+)
+def test_a_class_is_called_by_its_name(label: int, said: str) -> None:
+    assert class_words(label, ["stop", "1", " ", "two\nlines"]) == said
+
+
+def test_a_long_name_is_cut() -> None:
+    assert class_words(0, ["x" * 1000]) == f"{'x' * 59}… (0)"
+
+
+def test_classes_of_a_backdoor_have_names() -> None:
+    found = {"found": True, "labels": [1], "odd": [0, 1]}
+    said = backdoor_words(Metrics.model_validate({"backdoor": found}), ["left", "right"])
+    assert said is not None
+    assert "show something else in class right (1)." in said
+    assert "2 classes: left (0), right (1)." in said

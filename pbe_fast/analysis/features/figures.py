@@ -1,13 +1,11 @@
 """The pictures of the feature analysis, each as a matplotlib figure with its words.
 
-Maps are drawn in viridis, which is perceptually uniform and can be read without colours. The SVG is
-transparent and takes its ink from the page; the PNG is on white.
+Maps are drawn in viridis, which is perceptually uniform and can be read without colours. SVG
+and PNG are on white.
 """
 
 import textwrap
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -15,7 +13,6 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from pbe_fast._files import atomic_path, write_text
 from pbe_fast.analysis.features.comparison import (
     ADVERSARIAL,
     BENIGN,
@@ -27,8 +24,9 @@ from pbe_fast.analysis.features.comparison import (
 )
 from pbe_fast.analysis.features.maps import MapRow, Maps
 from pbe_fast.analysis.features.similarity import top_count
+from pbe_fast.report._drawing import Drawing, write_drawing
 from pbe_fast.report._svg import CLEAN as BLUE
-from pbe_fast.report._svg import FONT_SIZE, GRID, INK, MUTED, POISON, clean_text, style, to_svg
+from pbe_fast.report._svg import FONT_SIZE, GRID, INK, MUTED, POISON, clean_text, style
 
 __all__ = ["Drawing", "draw_maps", "draw_similarity", "write_drawing"]
 
@@ -48,14 +46,6 @@ _SMALL = FONT_SIZE - 2
 # Of the grid of pictures, in CSS pixels.
 _CELL, _GAP, _BELOW, _LEFT, _TOP = 104.0, 8.0, 22.0, 150.0, 26.0
 _LINE = 16.0
-
-
-@dataclass(frozen=True, eq=False)
-class Drawing:
-    """A figure, and what it shows in words for those who cannot see it."""
-
-    figure: Figure
-    label: str
 
 
 def draw_maps(maps: Maps, classes: Sequence[str]) -> Drawing:
@@ -175,19 +165,6 @@ def draw_similarity(features: Features, layer: str, top_share: float) -> Drawing
             place = (10 + _LINE * (1 - index)) / height
             figure.text(6 / width, place, clean_text(line), fontsize=_SMALL, color=INK)
         return Drawing(figure, _similarity_label(features, layer))
-
-
-def write_drawing(drawing: Drawing, path: Path) -> None:
-    """Write ``path`` with the suffixes ``.svg`` and ``.png``, each whole or not at all."""
-    with style():
-        svg = to_svg(drawing.figure.axes[0], label=drawing.label)
-        write_text(path.with_name(path.name + ".svg"), svg + "\n")
-        with atomic_path(path.with_name(path.name + ".png")) as temporary:
-            FigureCanvasAgg(drawing.figure)
-            drawing.figure.savefig(
-                temporary, format="png", dpi=144, facecolor="white",
-                metadata={"Description": drawing.label.encode("ascii", "replace").decode()},
-            )  # fmt: skip
 
 
 def _figure(width: float, height: float) -> Figure:
