@@ -17,7 +17,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from bench import _findings, _performance, _theory
-from pbe_fast import FeaturesConfig, MineConfig, PoisonConfig, PurifyConfig, TrainConfig
+from pbe_fast import FeaturesConfig, MineConfig, PoisonConfig, PurifyConfig, ScanConfig, TrainConfig
 
 __all__ = ["DOCUMENTS", "refreshed"]
 
@@ -281,6 +281,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "mine-keys": _keys(MineConfig),
     **{f"study-{name}": partial(study_table, name) for name in STUDY},
     "features-keys": _keys(FeaturesConfig),
+    "scan-keys": _keys(ScanConfig),
     **_performance.BLOCKS,
     **_theory.BLOCKS,
     **_findings.BLOCKS,

@@ -13,17 +13,22 @@ def write_report(run_dir: Path) -> Path:
     """Write ``report.html`` into a run directory and return its path.
 
     The page shows what the directory holds: ``metrics.json`` (needed), ``metrics.jsonl``,
-    ``suspects.parquet`` and ``config.yaml`` (each may be absent). Everything read is shown as
-    text, whatever it contains. Same directory, same bytes.
+    ``suspects.parquet`` and ``config.yaml`` (each may be absent); of a scan ``metrics.json``,
+    ``predictions.parquet`` (needed) and ``config.yaml``. Everything read is shown as text,
+    whatever it contains. Same directory, same bytes.
 
     Raises:
         RunDirectoryError: the directory or ``metrics.json`` is missing, or a file is damaged;
             says which and what to do. An earlier report is then left as it was.
     """
     # Loaded here, as matplotlib takes half a second, and no worker of a fleet draws anything.
+    from pbe_fast.report._run import Metrics
     from pbe_fast.report.page import render
+    from pbe_fast.report.scan_page import render_scan
 
     run_dir = Path(run_dir)
     path = run_dir / REPORT_NAME
-    write_text(path, render(run_dir))
+    metrics = Metrics.load(run_dir)
+    page = render_scan(run_dir, metrics) if metrics.kind == "scan" else render(run_dir)
+    write_text(path, page)
     return path
