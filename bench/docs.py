@@ -17,7 +17,7 @@ from pydantic import BaseModel
 
 from bench import _findings, _performance, _study, _theory
 from bench._study import NAMES, rows_of
-from pbe_fast import FeaturesConfig, MineConfig, PoisonConfig, PurifyConfig, TrainConfig
+from pbe_fast import FeaturesConfig, MineConfig, PoisonConfig, PurifyConfig, ScanConfig, TrainConfig
 
 __all__ = ["DOCUMENTS", "refreshed"]
 
@@ -233,6 +233,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "purify-keys": _keys(PurifyConfig),
     "mine-keys": _keys(MineConfig),
     "features-keys": _keys(FeaturesConfig),
+    "scan-keys": _keys(ScanConfig),
     **_performance.BLOCKS,
     **_theory.BLOCKS,
     **_findings.BLOCKS,

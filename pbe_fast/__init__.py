@@ -5,6 +5,7 @@ from pbe_fast.config import (
     MineConfig,
     PoisonConfig,
     PurifyConfig,
+    ScanConfig,
     TrainConfig,
     load_config,
 )
@@ -14,6 +15,7 @@ from pbe_fast.mine import mine
 from pbe_fast.models import ModelSpec, load_model
 from pbe_fast.purify import purify
 from pbe_fast.report import write_report
+from pbe_fast.scan import scan
 from pbe_fast.train import train
 from pbe_fast.triggers.poisoning import poison
 
@@ -25,12 +27,14 @@ __all__ = [
     "PbeError",
     "PoisonConfig",
     "PurifyConfig",
+    "ScanConfig",
     "TrainConfig",
     "load_config",
     "load_model",
     "mine",
     "poison",
     "purify",
+    "scan",
     "train",
     "write_report",
 ]

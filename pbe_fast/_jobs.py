@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from pbe_fast._files import sha256_file
-from pbe_fast.config import DataConfig, FeaturesConfig, MineConfig, PurifyConfig, TrainConfig
+from pbe_fast.config import DataConfig, DeviceConfig, PurifyConfig, TrainConfig
 from pbe_fast.data.augment import SMALL, Augment
 from pbe_fast.data.loader import ImageData, Quarantine
 from pbe_fast.data.storage import StorageOptions
@@ -33,6 +33,7 @@ __all__ = [
     "StepLogger",
     "Tester",
     "augment_for",
+    "clock_of",
     "code_versions",
     "fingerprint",
     "finished_before",
@@ -45,6 +46,7 @@ __all__ = [
     "require_same_inputs",
     "restore_state",
     "run_facts",
+    "save_clock",
     "settle_device",
 ]
 
@@ -53,7 +55,7 @@ LOG_EVERY = 20  # batches between two lines of metrics.jsonl
 Ids = npt.NDArray[np.int64]
 Job = TrainConfig | PurifyConfig
 ChooseDevice = Callable[..., Device]
-JobT = TypeVar("JobT", TrainConfig, PurifyConfig, MineConfig, FeaturesConfig)
+JobT = TypeVar("JobT", bound=DeviceConfig)
 
 
 def open_data(path: Path | str, config: DataConfig, quarantine: Quarantine) -> ImageData:
@@ -208,6 +210,29 @@ def require_same_code(run: RunDirectory, header: Mapping[str, Any], accept_chang
         run.logger.warning("changed versions accepted: %s", "; ".join(changed))
 
 
+def clock_of(
+    run: RunDirectory, inputs: list[str], progress: Progress, accept_changes: bool
+) -> Clock:
+    """The clock of a run that keeps nothing else in its state; a new one for a new run.
+
+    Raises:
+        RunDirectoryError: the run was begun with other inputs, or with other versions.
+    """
+    state = run.load_state(progress.say)
+    if state is None:
+        return Clock()
+    header = state[1]
+    require_same_inputs(run, header, inputs)
+    require_same_code(run, header, accept_changes)
+    return Clock(header["seconds"], header["images"])
+
+
+def save_clock(run: RunDirectory, inputs: list[str], clock: Clock) -> None:
+    """Keep what :func:`clock_of` reads."""
+    facts = {"inputs": inputs, "code": code_versions()}
+    run.save_state({}, {**facts, "seconds": clock.seconds, "images": clock.images})
+
+
 def restore_state(
     run: RunDirectory,
     model: nn.Module,
@@ -316,9 +341,7 @@ def model_facts(spec: ModelSpec) -> dict[str, object]:
     return {"name": spec.name, "options": dict(spec.options), "classes": spec.num_classes}
 
 
-def run_facts(
-    config: Job | MineConfig | FeaturesConfig, clock: Clock, quarantine: Quarantine
-) -> dict[str, object]:
+def run_facts(config: DeviceConfig, clock: Clock, quarantine: Quarantine) -> dict[str, object]:
     """What every ``metrics.json`` says of how the run was done."""
     return {
         "seconds": clock.seconds,

@@ -3,7 +3,7 @@
 The same object works in this process and in each process of a fleet.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -14,7 +14,8 @@ import numpy.typing as npt
 from pbe_fast._jobs import StepLogger, Tester, open_data
 from pbe_fast.adversary import Miner
 from pbe_fast.adversary.examples import shard_examples
-from pbe_fast.config import PurifyConfig
+from pbe_fast.analysis.answers import Attacked, answer_shards, chosen
+from pbe_fast.config import ProbeConfig, PurifyConfig
 from pbe_fast.data.loader import ImageData, Quarantine
 from pbe_fast.data.mined import Mined
 from pbe_fast.data.shards import Sample
@@ -186,12 +187,20 @@ class Site:
             hooks.event({**line, **result.as_dict()})
 
     def score(
-        self, look: str, shards: Sequence[int], advance: Callable[[int], None]
+        self, look: Hashable, shards: Sequence[int], advance: Callable[[int], None]
     ) -> Iterator[tuple[int, Scores]]:
-        """See :func:`pbe_fast.erase.score_shards`."""
+        """See :func:`pbe_fast.erase.score_shards`; for a scan :func:`answer_shards`."""
         data = self.sets.train
         if data is None:
             raise ValueError("there is no training set to score")
+        if isinstance(look, ProbeConfig):
+            if look not in self._attacked:
+                ids = chosen(data.manifest.labels, look.per_class, self.config.seed)
+                self._attacked[look] = Attacked(look, self.infected, self.device), ids
+            size = self.config.eval_batch_size
+            return answer_shards(
+                *self._attacked[look], data, shards, batch_size=size, advance=advance
+            )
         infected, model = self.infected.eval(), self.model.eval()
         measure: Measure
         match look:
@@ -243,6 +252,11 @@ class Site:
         """Kept, as it looks at the network before the first shard; the infected model stays."""
         assert self.sets.train is not None
         return Activations(self.infected, self.device, self.sets.train.size)
+
+    @cached_property
+    def _attacked(self) -> dict[ProbeConfig, tuple[Attacked, Ids]]:
+        """Kept, as it copies the infected model."""
+        return {}
 
     @cached_property
     def _miner(self) -> Miner:

@@ -4,6 +4,7 @@
 is an :class:`Executor`: this process (:class:`InProcess`), or a fleet.
 """
 
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
@@ -17,6 +18,7 @@ from pbe_fast._jobs import code_versions, fingerprint, require_same_code, restor
 from pbe_fast._parts import Parts
 from pbe_fast._site import Hooks, Site
 from pbe_fast.data.loader import ImageData
+from pbe_fast.data.manifest import Manifest
 from pbe_fast.device import Device
 from pbe_fast.erase import Place, ScoreFiles, first_subset
 from pbe_fast.erase.identify import Scores
@@ -26,7 +28,7 @@ from pbe_fast.progress import Clock, Progress, StoppedError
 from pbe_fast.run_directory import RunDirectory, tensors_digest
 from pbe_fast.training import Position, Stage
 
-__all__ = ["SCORES_NAME", "Executor", "Fleet", "InProcess", "RunWorker", "executor_on"]
+__all__ = ["SCORES_NAME", "Executor", "Fleet", "InProcess", "RunWorker", "executor_on", "gathered"]
 
 SCORES_NAME = "scores"
 
@@ -138,6 +140,66 @@ class InProcess:
             parts.write(self.site.data.manifest, shard, self.site.mine(shard, advance))
 
 
+def gathered(
+    files: ScoreFiles,
+    manifest: Manifest,
+    images: Sequence[int],
+    executor: Executor,
+    *,
+    phase: str,
+    progress: Progress,
+    stop: Callable[[], bool],
+    clock: Clock,
+) -> Scores:
+    """What is told of all images, read from its files once each shard has one.
+
+    Args:
+        images: of each shard, how many are looked at. A shard without any needs no file, and its
+            rows are NaN.
+        phase: what it is called; its first word on the clock.
+
+    Returns:
+        ``(N, ...)``, a row for each of the manifest's images.
+
+    Raises:
+        StoppedError: ``stop`` said so; files that are done are kept.
+        RunDirectoryError: a file was written, but is not to be seen here.
+    """
+    ends = np.cumsum([shard.samples for shard in manifest.shards], dtype=np.int64)
+    scores = np.empty(0, np.float32)
+
+    def take(shard: int) -> bool:
+        """Into one array, in which activations of a large set are gigabytes already."""
+        nonlocal scores
+        part = files.read(manifest, shard)
+        if part is None:
+            return False
+        if not len(scores):
+            scores = np.full((len(manifest), *part.shape[1:]), np.nan, part.dtype)
+        scores[ends[shard] - len(part) : ends[shard]] = part
+        return True
+
+    wanted = [shard for shard, count in enumerate(images) if count]
+    missing = [shard for shard in wanted if not take(shard)]
+    left = sum(images[shard] for shard in missing)
+    progress.phase(phase, sum(images), sum(images) - left)
+    if missing:
+        began = time.perf_counter()
+        try:
+            executor.score(files, missing, progress, stop)
+        finally:  # a stop also, whose seconds and images count
+            done = sum(images[shard] for shard in missing if files.path(shard).exists())
+            clock.add(phase.partition(" ")[0], time.perf_counter() - began, done)
+    for shard in missing:
+        if not take(shard):
+            raise RunDirectoryError(
+                f"{files.path(shard)}: the scores of {manifest.shards[shard].name} were "
+                "written but cannot be read back. Every worker and the driver must see the "
+                "same --out (a shared file system)."
+            )
+    return scores
+
+
 class RunWorker:
     """Has units of work done, and keeps in the run directory what a new start needs."""
 
@@ -227,36 +289,12 @@ class RunWorker:
              device.layout, str(self.config.data.image_size), str(self.config.eval_batch_size)]
         )  # fmt: skip
         files = ScoreFiles(self.run.path / SCORES_NAME / name, key, look)
-        ends = np.cumsum([shard.samples for shard in manifest.shards], dtype=np.int64)
-        scores = np.empty(0, np.float32)
-
-        def take(shard: int) -> bool:
-            """Into one array, in which activations of a large set are gigabytes already."""
-            nonlocal scores
-            part = files.read(manifest, shard)
-            if part is None:
-                return False
-            if not len(scores):
-                scores = np.empty((len(manifest), *part.shape[1:]), part.dtype)
-            scores[ends[shard] - len(part) : ends[shard]] = part
-            return True
-
-        missing = [shard for shard in range(len(manifest.shards)) if not take(shard)]
-        left = sum(manifest.shards[shard].samples for shard in missing)
-        self.progress.phase(
-            f"score {name.removeprefix('round-')}", len(manifest), len(manifest) - left
-        )
-        if missing:
-            with self.clock.time("score", left):
-                self.executor.score(files, missing, self.progress, self.stop)
-        for shard in missing:
-            if not take(shard):
-                raise RunDirectoryError(
-                    f"{files.path(shard)}: the scores of {manifest.shards[shard].name} were "
-                    "written but cannot be read back. Every worker and the driver must see the "
-                    "same --out (a shared file system)."
-                )
-        return scores
+        counts = [shard.samples for shard in manifest.shards]
+        phase = f"score {name.removeprefix('round-')}"
+        return gathered(
+            files, manifest, counts, self.executor, phase=phase, progress=self.progress,
+            stop=self.stop, clock=self.clock,
+        )  # fmt: skip
 
     def whole_test(self, current: bool, phase: str) -> Accuracy | None:
         """ACC and ASR on all test images; None without them."""

@@ -5,6 +5,7 @@ apart before anything runs.
 """
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -27,13 +28,16 @@ __all__ = [
     "AdversaryConfig",
     "AftConfig",
     "DataConfig",
+    "DeviceConfig",
     "FeaturesConfig",
     "JobConfig",
     "MineConfig",
     "ModelConfig",
     "PbeConfig",
     "PoisonConfig",
+    "ProbeConfig",
     "PurifyConfig",
+    "ScanConfig",
     "SgdConfig",
     "SieveConfig",
     "TrainConfig",
@@ -190,8 +194,8 @@ class SieveConfig(SgdConfig):
     relabel: bool = Field(True, description="train suspects with the purified model's labels")
 
 
-class JobConfig(_Strict):
-    """What training and purifying have in common."""
+class DeviceConfig(_Strict):
+    """What all jobs that run a model on data have in common."""
 
     data: DataConfig = DataConfig()
     seed: int = Field(0, ge=0, le=_MAX_SEED)
@@ -200,6 +204,11 @@ class JobConfig(_Strict):
     memory_format: Literal["auto", "channels_last", "contiguous"] = Field(
         "auto", description="auto measures"
     )
+
+
+class JobConfig(DeviceConfig):
+    """What training and purifying have in common."""
+
     eval_batch_size: int = Field(512, ge=1)
     curve_samples: int = Field(2000, ge=0, description="test images for the curves; 0: no curves")
     checkpoint_seconds: float = Field(30.0, ge=0, description="at most this much work is lost")
@@ -218,29 +227,50 @@ class PurifyConfig(JobConfig):
     sieve: SieveConfig = SieveConfig()
 
 
-class MineConfig(_Strict):
+class MineConfig(DeviceConfig):
     """``pbe-fast mine``; of ``data``, the set that is mined is ``train``."""
 
     model: ModelConfig = ModelConfig()
-    data: DataConfig = DataConfig()
     adversary: AdversaryConfig = AdversaryConfig()
     batch_size: int = Field(256, ge=1, description="images mined at once")
     seed: int = Field(0, ge=0, le=_MAX_SEED, description="of random starts")
-    device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
-    precision: Literal["auto", "float32", "bfloat16"] = Field("auto", description="auto measures")
-    memory_format: Literal["auto", "channels_last", "contiguous"] = Field(
-        "auto", description="auto measures"
+
+
+class ProbeConfig(_Strict):
+    """Which adversarial examples a scan looks at: L-inf PGD, steps of eps / 5."""
+
+    eps_255: tuple[Annotated[float, Field(gt=0, le=255)], ...] = Field(
+        (2.0, 8.0, 16.0), min_length=1, description="sizes of the perturbations, in 1/255; rising"
+    )
+    steps: int = Field(7, ge=1, description="gradient steps at each of them")
+    per_class: int | None = Field(
+        50, ge=1, description="random images of each class; null: all of them"
     )
 
+    @field_validator("eps_255")
+    @classmethod
+    def _rising(cls, eps: tuple[float, ...]) -> tuple[float, ...]:
+        if any(small >= large for small, large in pairwise(eps)):
+            raise ValueError("give each size once, the smallest first")
+        return eps
 
-class FeaturesConfig(_Strict):
+
+class ScanConfig(DeviceConfig):
+    """``pbe-fast scan``; of ``data``, the images are ``train``."""
+
+    model: ModelConfig = ModelConfig()
+    scan: ProbeConfig = ProbeConfig()
+    batch_size: int = Field(256, ge=1, description="images worked on at once")
+    seed: int = Field(0, ge=0, le=_MAX_SEED, description="of the choice of images")
+
+
+class FeaturesConfig(DeviceConfig):
     """``pbe-fast features``; of ``data``, the images are ``test`` and the trigger ``attack``."""
 
     model: ModelConfig = ModelConfig()
     benign: Path | None = Field(
         None, description="weights of a benign model of the same architecture, as the control"
     )
-    data: DataConfig = DataConfig()
     adversary: AdversaryConfig = AdversaryConfig()
     layers: tuple[str, ...] = Field(
         ("penultimate",), min_length=1, description="names of the network's modules, or penultimate"
@@ -257,12 +287,8 @@ class FeaturesConfig(_Strict):
     channels: int = Field(6, ge=1, le=12, description="feature maps in a picture")
     batch_size: int = Field(64, ge=1)
     seed: int = Field(0, ge=0, le=_MAX_SEED, description="of the choice of images")
-    device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         "float32", description="auto measures"
-    )
-    memory_format: Literal["auto", "channels_last", "contiguous"] = Field(
-        "auto", description="auto measures"
     )
 
 

@@ -17,14 +17,13 @@ from torch import nn
 
 from pbe_fast._jobs import (
     Tester,
-    code_versions,
+    clock_of,
     fingerprint,
     load_given,
     log_file,
     model_facts,
-    require_same_code,
-    require_same_inputs,
     run_facts,
+    save_clock,
     settle_device,
 )
 from pbe_fast._parts import Parts, joined
@@ -89,13 +88,8 @@ def mine(
         sets = open_sets(_for_site(config), quarantine)
         data = sets.some
         model = load_given(_for_site(config), data).requires_grad_(False)
-        inputs, clock = fingerprint(config.model.checkpoint, data), Clock()
-        state = run.load_state(progress.say)
-        if state is not None:
-            header = state[1]
-            require_same_inputs(run, header, inputs)
-            require_same_code(run, header, accept_changes)
-            clock = Clock(header["seconds"], header["images"])
+        inputs = fingerprint(config.model.checkpoint, data)
+        clock = clock_of(run, inputs, progress, accept_changes)
         choose = choose_device if fleet is None else fleet.choose_device
         config, device = settle_device(config, run, model, choose)
         log.info("mining on %s in %s", device.torch, device.precision)
@@ -104,8 +98,7 @@ def mine(
         parts = Parts(out / PARTS_NAME, _key(config, inputs[0]))
 
         def save() -> None:
-            facts = {"inputs": inputs, "code": code_versions()}
-            run.save_state({}, {**facts, "seconds": clock.seconds, "images": clock.images})
+            save_clock(run, inputs, clock)
 
         save()
         made = _mine_parts(site, run, parts, fleet, progress, stop, clock, save)

@@ -51,10 +51,11 @@ class Scorer:
     ) -> tuple[int, Damage]:
         self._take(version, weights)
         manifest = self.site.sets.some.manifest
-        for index, scores in self.site.score(files.look, [shard], lambda _: None):
+        images: list[int] = []  # a scan looks at some of a shard's
+        for index, scores in self.site.score(files.look, [shard], images.append):
             files.write(manifest, index, scores)
-        count_images("score", manifest.shards[shard].samples)
-        return manifest.shards[shard].samples, noted(self.site)
+        count_images("score", sum(images))
+        return sum(images), noted(self.site)
 
     def count(
         self, current: bool, ids: Ids, version: int, weights: Sequence[Any]

@@ -5,11 +5,7 @@ what is wrong and what to do.
 """
 
 import json
-import signal
 import sys
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -27,7 +23,6 @@ from pbe_fast.device import choose_device
 from pbe_fast.errors import ConfigError, PbeError
 from pbe_fast.mine import mine
 from pbe_fast.models import ModelSpec, load_model
-from pbe_fast.progress import StoppedError
 from pbe_fast.purify import PURIFIED_NAME, SUSPECTS_NAME, purify
 from pbe_fast.report import write_report
 from pbe_fast.run_directory import versions
@@ -36,10 +31,8 @@ from pbe_fast.triggers import load_attack
 from pbe_fast.triggers.poisoning import ATTACK_NAME, TRUTH_NAME, poison
 from pipelines import shards
 from pipelines._console import (
-    ConsoleProgress,
     percent,
     printable,
-    progress_bars,
     result_table,
     say,
 )
@@ -61,8 +54,10 @@ from pipelines._options import (
     WorkerTimeout,
     fleet_of,
 )
+from pipelines._scan_command import scan_command
 from pipelines._submit_command import submit_command
 from pipelines._theory_command import theory_command
+from pipelines._working import EndedError, told_to_stop, working
 from pipelines.demo import run_demo
 
 __all__ = ["app", "main"]
@@ -77,12 +72,9 @@ app.add_typer(shards.app, name="shards")
 app.command(name="submit", context_settings={"allow_interspersed_args": False})(submit_command)
 app.command(name="theory")(theory_command)
 app.command(name="features")(features_command)
+app.command(name="scan")(scan_command)
 
 _GOES_ON = "The same command goes on from the last saved state."
-
-
-class _StoppedError(Exception):
-    """Ctrl-C; says what that means for the work."""
 
 
 def _print_versions(wanted: bool) -> None:
@@ -126,7 +118,7 @@ def demo(
       pbe-fast demo --out runs/demo
     """
     console = Console()
-    with _working(console, _GOES_ON) as progress:
+    with working(console, _GOES_ON) as progress:
         metrics = run_demo(out, device=device or "auto", seed=seed, progress=progress)
     rows: dict[str, dict[str, Any]] = {"infected": metrics["infected"]}
     for method, name in (("aft", "purified, clean 5 % (AFT)"), ("sieve", "purified, none (Sieve)")):
@@ -180,7 +172,7 @@ def poison_command(
         },
     )
     console = Console()
-    with _working(console, "Start it again; no part of it is kept.") as progress:
+    with working(console, "Start it again; no part of it is kept.") as progress:
         manifest = poison(source, out, options, progress=progress, overwrite=overwrite)
     say(console, f"{len(manifest):,} samples in {out}, with {ATTACK_NAME} and {TRUTH_NAME}.")
 
@@ -228,7 +220,7 @@ def train_command(
         },
     )
     console = Console()
-    with _working(console, _GOES_ON) as progress:
+    with working(console, _GOES_ON) as progress:
         metrics = train(options, out, progress)
     if "test" in metrics:
         console.print(result_table("Test images", {"trained": metrics["test"]}))
@@ -342,9 +334,9 @@ def purify_command(
         options = load_config(PurifyConfig, config, settings or (), values)
     where = (ray, workers, gpus_per_worker, cpus_per_worker, worker_timeout, insecure)
     with (
-        _working(console, _GOES_ON) as progress,
+        working(console, _GOES_ON) as progress,
         fleet_of(*where, options.device, progress.say) as fleet,
-        _told_to_stop() as stop,
+        told_to_stop() as stop,
     ):
         metrics = purify(
             options, out, progress, fleet=fleet, stop=stop, accept_changes=accept_changes
@@ -423,9 +415,9 @@ def mine_command(
     where = (ray, workers, gpus_per_worker, cpus_per_worker, worker_timeout, insecure)
     console = Console()
     with (
-        _working(console, "Finished shards are kept; the same command goes on.") as progress,
+        working(console, "Finished shards are kept; the same command goes on.") as progress,
         fleet_of(*where, options.device, progress.say) as fleet,
-        _told_to_stop() as stop,
+        told_to_stop() as stop,
     ):
         metrics = mine(
             options, out, progress, fleet=fleet, stop=stop, accept_changes=accept_changes
@@ -475,7 +467,7 @@ def evaluate_command(
     data = ImageData.open(test, size)
     place = choose_device(device, "auto", network, size)
     console = Console(stderr=as_json)
-    with _working(console, "") as progress:
+    with working(console, "") as progress:
         result = evaluation.evaluate(
             network,
             data,
@@ -522,34 +514,8 @@ def _import_backdoorbench(
             "--backdoorbench needs images: give shards of the original training set as --data, "
             "which the poisoned images are put into, or clean shards as --clean."
         )
-    with _working(console, "The same command begins the conversion again.") as progress:
+    with working(console, "The same command begins the conversion again.") as progress:
         return import_attack_result(folder, out, values["data.train"], progress)
-
-
-@contextmanager
-def _told_to_stop() -> Iterator[Callable[[], bool]]:
-    """Whether SIGTERM has come; a second one ends the process at once."""
-    told = threading.Event()
-
-    def handle(number: int, frame: object) -> None:
-        told.set()
-        signal.signal(signal.SIGTERM, before)
-
-    before = signal.signal(signal.SIGTERM, handle)
-    try:
-        yield told.is_set
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-@contextmanager
-def _working(console: Console, if_stopped: str) -> Iterator[ConsoleProgress]:
-    """Bars, and a word about what is kept after Ctrl-C; typer would exit without any."""
-    try:
-        with progress_bars(console) as progress:
-            yield progress
-    except (KeyboardInterrupt, StoppedError):
-        raise _StoppedError(f"Stopped. {if_stopped}".rstrip()) from None
 
 
 def _fail(text: str, code: int) -> NoReturn:
@@ -563,7 +529,7 @@ def main() -> None:
         app(prog_name="pbe-fast")
     except PbeError as error:
         _fail(f"error: {error}", 2)
-    except _StoppedError as error:
+    except EndedError as error:
         _fail(str(error), 1)
     except torch.OutOfMemoryError as error:
         _fail(

@@ -5,9 +5,10 @@ the same bytes, so it does not matter who wrote it, how often, or whether anybod
 """
 
 import hashlib
+from collections.abc import Hashable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy.typing as npt
 import torch
@@ -33,12 +34,12 @@ class ScoreFiles:
         folder: where they lie; with several machines all of them must see it.
         key: stands for everything that scores depend on besides the shard: both models and how
             they are run.
-        look: what is told of the images.
+        look: what is told of the images; its text is part of the key.
     """
 
     folder: Path
     key: str
-    look: Literal["activations", "agreement", "outcome"] = "agreement"
+    look: Hashable = "agreement"
 
     def path(self, shard: int) -> Path:
         """The file of a shard."""

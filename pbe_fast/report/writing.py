@@ -14,9 +14,11 @@ def write_report(run_dir: Path) -> Path:
     """Write ``report.html`` and ``figures/`` into a run directory; returns the page's path.
 
     The page shows what the directory holds: ``metrics.json`` (needed), ``metrics.jsonl``,
-    ``suspects.parquet``, ``thumbnails.json`` and ``config.yaml`` (each may be absent). Everything
-    read is shown as text, whatever it contains, and pictures are decoded and encoded anew. The page
-    is whole without the figures, which are its plots as SVG and PNG. Same directory, same bytes.
+    ``suspects.parquet``, ``thumbnails.json`` and ``config.yaml`` (each may be absent); of a scan
+    ``metrics.json``, ``predictions.parquet`` (needed) and ``config.yaml``. Everything read is shown
+    as text, whatever it contains, and pictures are decoded and encoded anew. The page is whole
+    without the figures, which are the plots of a training or purification as SVG and PNG. Same
+    directory, same bytes.
 
     Raises:
         RunDirectoryError: the directory or ``metrics.json`` is missing, or a file is damaged;
@@ -24,11 +26,14 @@ def write_report(run_dir: Path) -> Path:
     """
     # Loaded here, as matplotlib takes half a second, and no worker of a fleet draws anything.
     from pbe_fast.report._drawing import write_drawing
+    from pbe_fast.report._run import Metrics
     from pbe_fast.report.page import render
+    from pbe_fast.report.scan_page import render_scan
 
     run_dir = Path(run_dir)
     path = run_dir / REPORT_NAME
-    page = render(run_dir)
+    metrics = Metrics.load(run_dir)
+    page = render_scan(run_dir, metrics) if metrics.kind == "scan" else render(run_dir)
     for name, drawing in page.drawings.items():
         write_drawing(drawing, run_dir / FIGURES_NAME / name)
     write_text(path, page.html)
