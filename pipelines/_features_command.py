@@ -11,8 +11,9 @@ from rich.table import Table
 from pbe_fast.analysis.features.job import FEATURES_NAME, ROWS_NAME, measure_features
 from pbe_fast.config import FeaturesConfig, load_config
 from pbe_fast.triggers.poisoning import ATTACK_NAME
-from pipelines._console import percent, printable, progress_bars, say
+from pipelines._console import percent, printable, say
 from pipelines._options import Config, Device, ImageSize, ModelName, Seed, Settings, Width
+from pipelines._working import working
 
 __all__ = ["features_command"]
 
@@ -95,7 +96,7 @@ def features_command(
         },
     )
     console = Console()
-    with progress_bars(console) as progress:
+    with working(console, "Start it again; it begins anew.") as progress:
         found = measure_features(options, out, progress)
     for claims in found["claims"]:
         console.print(_table(claims, found))
