@@ -5,9 +5,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from bench._study import NAMES
+
 __all__ = ["BLOCKS"]
 
 FEATURES = Path(__file__).parent / "results" / "appendix_features.json"
+PREDICTIONS = Path(__file__).parent / "results" / "appendix_predictions.json"
 ATTACKS = {"badnets": "BadNets", "blend": "Blend", "wanet": "WaNet"}
 DATA = {"signs": "drawn signs", "gtsrb": "GTSRB"}
 KINDS = {
@@ -90,6 +93,28 @@ def direction_table() -> str:
     return "\n".join(lines)
 
 
+def predictions_table() -> str:
+    """What falls to the attacker's label in the study's models, beside an even spread."""
+    content: dict[str, Any] = json.loads(PREDICTIONS.read_text(encoding="utf-8"))
+    eps = [f"{size['eps_255']:g}/255" for size in content["rows"][0]["sizes"]]
+    lines = [
+        f"| attack | attacker wants | poisoned | seed | images | {' | '.join(eps)} |",
+        f"| --- | --- | ---: | ---: | ---: |{' ---: |' * len(eps)}",
+    ]
+    for row in content["rows"]:
+        attack, *plan, seed = row["case"].split("-")
+        mode, rate = plan or ("", "")
+        places = {"all_to_one": ["target"], "all_to_all": ["next"]}.get(mode, ["target", "next"])
+        for place in places:
+            cells = [f"{100 * x[place]['share']:.1f} ({100 * x[place]['expected']:.1f})"
+                     for x in row["sizes"]]  # fmt: skip
+            wants = "label 1" if place == "target" else "the next label"
+            poisoned = f"{100 * float(rate):g} %" if rate else "–"
+            told = [NAMES.get(attack, attack), wants, poisoned, seed, f"{row['images']:,}", *cells]
+            lines.append(f"| {' | '.join(told)} |")
+    return "\n".join(lines)
+
+
 def _pair(row: Mapping[str, Any], kind: str) -> dict[str, Any]:
     """Means of a kind with the triggered image, at the first layer of the infected model."""
     found: dict[str, Any] = next(
@@ -109,4 +134,5 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "features-neurons": _similarity("neurons", chance=True),
     "features-labels": labels_table,
     "features-direction": direction_table,
+    "predictions": predictions_table,
 }
