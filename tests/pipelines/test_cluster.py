@@ -76,6 +76,8 @@ class Nodes:
     def __init__(self, folder: Path, env: dict[str, str]) -> None:
         self.env, self.folder = env, folder
         self.log = (folder / "nodes.log").open("w")
+        # Ray notes a cluster's address in its default folder, which a fresh machine lacks.
+        env = env | {"RAY_TMPDIR": str(folder)}
         self.process = subprocess.Popen(
             [sys.executable, "-c", _NODES, str(folder / "ray")], env=env, cwd=ROOT,
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.log, text=True,
