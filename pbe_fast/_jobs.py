@@ -14,7 +14,15 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from pbe_fast._files import sha256_file
-from pbe_fast.config import DataConfig, DeviceConfig, PurifyConfig, TrainConfig
+from pbe_fast.config import (
+    AdversaryConfig,
+    DataConfig,
+    DeviceConfig,
+    MineConfig,
+    PurifyConfig,
+    ScanConfig,
+    TrainConfig,
+)
 from pbe_fast.data.augment import SMALL, Augment
 from pbe_fast.data.loader import ImageData, Quarantine
 from pbe_fast.data.storage import StorageOptions
@@ -37,6 +45,7 @@ __all__ = [
     "code_versions",
     "fingerprint",
     "finished_before",
+    "for_site",
     "load_given",
     "log_file",
     "model_facts",
@@ -208,6 +217,21 @@ def require_same_code(run: RunDirectory, header: Mapping[str, Any], accept_chang
         )
     if changed:
         run.logger.warning("changed versions accepted: %s", "; ".join(changed))
+
+
+def for_site(config: MineConfig | ScanConfig) -> PurifyConfig:
+    """The same as a site and its workers read it."""
+    return PurifyConfig(
+        method="pbe",
+        model=config.model,
+        data=config.data,
+        adversary=config.adversary if isinstance(config, MineConfig) else AdversaryConfig(),
+        seed=config.seed,
+        device=config.device,
+        precision=config.precision,
+        memory_format=config.memory_format,
+        eval_batch_size=config.batch_size,
+    )
 
 
 def clock_of(

@@ -19,6 +19,7 @@ from pbe_fast._jobs import (
     Tester,
     clock_of,
     fingerprint,
+    for_site,
     load_given,
     log_file,
     model_facts,
@@ -85,16 +86,16 @@ def mine(
         return metrics
     with run.locked(), log_file(run) as log:
         quarantine = Quarantine(out / "quarantine.jsonl", config.data.quarantine_budget)
-        sets = open_sets(_for_site(config), quarantine)
+        sets = open_sets(for_site(config), quarantine)
         data = sets.some
-        model = load_given(_for_site(config), data).requires_grad_(False)
+        model = load_given(for_site(config), data).requires_grad_(False)
         inputs = fingerprint(config.model.checkpoint, data)
         clock = clock_of(run, inputs, progress, accept_changes)
         choose = choose_device if fleet is None else fleet.choose_device
         config, device = settle_device(config, run, model, choose)
         log.info("mining on %s in %s", device.torch, device.precision)
-        tester = Tester(_for_site(config), quarantine, model.spec.num_classes, progress)
-        site = Site(_for_site(config), sets, model, model, tester, device)
+        tester = Tester(for_site(config), quarantine, model.spec.num_classes, progress)
+        site = Site(for_site(config), sets, model, model, tester, device)
         parts = Parts(out / PARTS_NAME, _key(config, inputs[0]))
 
         def save() -> None:
@@ -196,21 +197,6 @@ def _require_sense(config: MineConfig) -> None:
             f"adversary.eps_255 = {config.adversary.eps_255:g}: shards hold whole levels of 1/255, "
             "so nothing of such a perturbation would be left. Give 1 or more."
         )
-
-
-def _for_site(config: MineConfig) -> PurifyConfig:
-    """The same as a site and its workers read it."""
-    return PurifyConfig(
-        method="pbe",
-        model=config.model,
-        data=config.data,
-        adversary=config.adversary,
-        seed=config.seed,
-        device=config.device,
-        precision=config.precision,
-        memory_format=config.memory_format,
-        eval_batch_size=config.batch_size,
-    )
 
 
 def _key(config: MineConfig, model: str) -> str:

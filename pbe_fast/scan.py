@@ -12,6 +12,7 @@ from pbe_fast._jobs import (
     clock_of,
     fingerprint,
     finished_before,
+    for_site,
     load_given,
     log_file,
     model_facts,
@@ -23,7 +24,7 @@ from pbe_fast._site import Site, open_sets
 from pbe_fast._worker import SCORES_NAME, Fleet, executor_on, gathered
 from pbe_fast.analysis.answers import Answers, chosen
 from pbe_fast.analysis.predictions import PREDICTIONS_NAME, Predictions, write_predictions
-from pbe_fast.config import DataConfig, PurifyConfig, ScanConfig
+from pbe_fast.config import DataConfig, ScanConfig
 from pbe_fast.data.loader import Quarantine
 from pbe_fast.data.manifest import Manifest
 from pbe_fast.erase import ScoreFiles
@@ -75,9 +76,9 @@ def scan(
         return metrics
     with run.locked(), log_file(run) as log:
         quarantine = Quarantine(out / "quarantine.jsonl", config.data.quarantine_budget)
-        sets = open_sets(_for_site(config), quarantine)
+        sets = open_sets(for_site(config), quarantine)
         data, manifest = sets.some, sets.some.manifest
-        model = load_given(_for_site(config), data).requires_grad_(False)
+        model = load_given(for_site(config), data).requires_grad_(False)
         if manifest.num_classes < 2:
             raise ConfigError(f"{manifest.root} has one class; a scan needs at least two.")
         inputs = fingerprint(config.model.checkpoint, data)
@@ -85,8 +86,8 @@ def scan(
         choose = {} if fleet is None else {"choose": fleet.choose_device}
         config, device = settle_device(config, run, model, **choose)
         log.info("scanning on %s in %s", device.torch, device.precision)
-        tester = Tester(_for_site(config), quarantine, model.spec.num_classes, progress)
-        site = Site(_for_site(config), sets, model, model, tester, device)
+        tester = Tester(for_site(config), quarantine, model.spec.num_classes, progress)
+        site = Site(for_site(config), sets, model, model, tester, device)
         ids = chosen(manifest.labels, config.scan.per_class, config.seed)
         images = np.bincount(manifest.shard_index[ids], minlength=len(manifest.shards)).tolist()
         key = " ".join(
@@ -171,17 +172,3 @@ def _require_sense(config: ScanConfig) -> None:
     unused = [f"data.{n}" for n in _UNUSED if getattr(config.data, n) != getattr(plain, n)]
     if unused:
         raise ConfigError(f"a scan does not use {', '.join(unused)}; leave that out.")
-
-
-def _for_site(config: ScanConfig) -> PurifyConfig:
-    """The same as a site and its workers read it."""
-    return PurifyConfig(
-        method="pbe",
-        model=config.model,
-        data=config.data,
-        seed=config.seed,
-        device=config.device,
-        precision=config.precision,
-        memory_format=config.memory_format,
-        eval_batch_size=config.batch_size,
-    )
