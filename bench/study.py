@@ -73,6 +73,7 @@ class DataSet:
     test_per_class: int = 0
     epochs: int = 8
     width: int = WIDTH
+    batch_size: int = 128
     attacks: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
@@ -150,6 +151,7 @@ def run_case(
         **_data(here, shards, infected),
         "model.options.width": data.width,
         "epochs": data.epochs * cell.epochs // CELLS[BENIGN].epochs,
+        "batch_size": data.batch_size,
         "seed": case.seed,
         "device": device,
     }
