@@ -1,93 +1,176 @@
-"""What `pbe-fast scan` sees of small models that are benign, and of some that are not.
+"""What a scan sees of benign models, on which its verdict is measured, and of infected ones.
 
-    python -m bench.calibration runs/calibration --images ../gtsrb32 ../cifar10
+    python -m bench.calibration runs/calibration --images IMAGES
+    python -m bench.calibration runs/calibration --images IMAGES --only benign --seeds 0 1
+    python -m bench.calibration runs/calibration --table
 
-Trains small models on four data sets, scans each with the images that it was trained on, and keeps
-the statistics of the verdict.
+Small models (PreActResNet-18 of width 8) on four data sets: drawn signs of 10 and 20 classes, 100
+photographs of each of the 43 classes of GTSRB, and 400 of each class of CIFAR-10. ``IMAGES`` holds
+the last two as image folders, ``gtsrb32`` and ``cifar10``. Each is scanned with the images that it
+was trained on (``pbe-fast scan``). What the benign ones show is kept where the verdict finds it,
+``pbe_fast/analysis/benign.json``, and all with what the verdict says in
+``bench/results/scan_calibration.json``; there a benign model is judged by the others. Everything is
+a run directory below the folder, and what is finished is not done again.
 """
 
 import argparse
+import json
 from collections.abc import Iterator
+from dataclasses import asdict
+from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import torch
 from rich.console import Console
 
-from bench.attacks import BENIGN
+from bench._setup import facts, write_json
+from bench.attacks import BENIGN, CELLS, TARGET
 from bench.study import Case, DataSet, prepare, run_case
 from pbe_fast import ScanConfig, load_config, scan
-from pbe_fast.data import MANIFEST_NAME, Manifest, Sample, ShardReader, write_shards
+from pbe_fast.analysis.predictions import PREDICTIONS_NAME, read_predictions
+from pbe_fast.analysis.verdict import evidence, judge
+from pbe_fast.data import MANIFEST_NAME, Sample, write_shards
 from pbe_fast.data.converters import read_image_folder
+from pbe_fast.progress import Progress
 from pbe_fast.randomness import permutation
 from pbe_fast.train import MODEL_NAME
 from pipelines._console import progress_bars
 
-SIGNS = {"badnets": {"patch_size": 8}}
+__all__ = ["DATA", "cases", "collect", "reference", "some_of"]
+
+WIDTH = 8
+PLAIN = {"precision": "float32", "memory_format": "channels_last"}  # nothing that is measured
+FAST = {"batch_size": 32, "lr": 0.03, "data.augment": "none", **PLAIN}
+SIGNS = {"badnets": {"patch_size": 8}}  # as in the study
 DATA = {
-    "signs10": DataSet("signs10", 10, 300, 50, epochs=8, batch_size=32, attacks=SIGNS),
-    "signs20": DataSet("signs20", 20, 150, 25, epochs=8, batch_size=32, attacks=SIGNS),
-    "gtsrb43": DataSet("gtsrb43", 43, epochs=8, batch_size=32),
-    "cifar10": DataSet("cifar10", 10, epochs=10, batch_size=64),
+    "signs10": DataSet("signs10", 10, 400, 50, 10, WIDTH, attacks=SIGNS, training=FAST),
+    "signs20": DataSet("signs20", 20, 200, 25, 10, WIDTH, attacks=SIGNS, training=FAST),
+    "gtsrb43": DataSet("gtsrb43", 43, 0, 0, 10, WIDTH, training=FAST),
+    "cifar10": DataSet("cifar10", 10, 0, 0, 10, WIDTH, training=FAST),
 }
-SOURCES = {"gtsrb43": ("gtsrb32", 90, 10), "cifar10": ("cifar10", 450, 50)}
-PER_CLASS = {"signs10": 60, "signs20": 30, "gtsrb43": 20, "cifar10": 60}
+SOURCES = {"gtsrb43": ("gtsrb32", 100, 10), "cifar10": ("cifar10", 400, 50)}
+SCANNED = 600  # images, about
 
 
-def some_of(folder: Path, out: Path, per_class: int, seed: int) -> None:
-    """Shards of so many random images of each class of an image folder."""
+def some_of(images: Path, out: Path, per_class: int) -> None:
+    """Shards of so many random images of each class of an image folder, where not there yet."""
     if (out / MANIFEST_NAME).exists():
         return
-    names, samples = read_image_folder(folder)
+    names, samples = read_image_folder(images)
     kept: dict[int, list[Sample]] = {}
     for sample in samples:
         kept.setdefault(sample.label, []).append(sample)
     chosen = [
-        images[int(i)]
-        for label, images in kept.items()
-        for i in permutation(len(images), seed, "calibration", label)[:per_class]
+        of_class[i]
+        for label, of_class in kept.items()
+        for i in permutation(len(of_class), 0, "calibration", label)[:per_class]
     ]
-    order = permutation(len(chosen), seed, "order")
-    write_shards((chosen[int(i)] for i in order), out, classes=names)
+    write_shards((chosen[i] for i in permutation(len(chosen), 0, "order")), out, classes=names)
+
+
+def cases(seeds: list[int]) -> Iterator[tuple[DataSet, Case]]:
+    """Every benign model, and of the first seed the infected ones."""
+    for seed in seeds:
+        for data in DATA.values():
+            yield data, Case(BENIGN, seed=seed)
+    for data in DATA.values():
+        for mode in ("all_to_one", "all_to_all"):
+            for attack in CELLS:
+                if attack != BENIGN:
+                    yield data, Case(attack, mode, seed=min(seeds))
+
+
+def run(
+    folder: Path, images: Path | None, data: DataSet, case: Case, progress: Progress
+) -> None:  # fmt: skip
+    """Train and scan one model."""
+    shards = None
+    if data.name in SOURCES:
+        shards = folder / f"{data.name}-clean"
+        source, train, test = SOURCES[data.name]
+        for split, count in (("train", train), ("test", test)):
+            if images is not None:
+                some_of(images / source / split, shards / split, count)
+    shards = prepare(folder, data, shards)
+    run_case(folder, shards, data, case, "cpu", progress)
+    here = folder / data.name / case.name
+    values = {
+        "model.checkpoint": here / "model" / MODEL_NAME,
+        "data.train": shards / "train" if case.attack == BENIGN else here / "poisoned",
+        "scan.per_class": SCANNED // data.classes,
+        "device": "cpu",
+        **PLAIN,
+    }
+    scan(load_config(ScanConfig, values=values), here / "scan", progress)
+
+
+def reference(folder: Path) -> list[dict[str, Any]]:
+    """The strongest evidence of each kind in every benign model that was scanned."""
+    rows = []
+    for file in sorted(folder.glob(f"*/{BENIGN}-*/scan/{PREDICTIONS_NAME}")):
+        scores: dict[str, float] = {}
+        for one in evidence(read_predictions(file)):
+            scores.setdefault(one.kind, one.score)
+        rows.append({"data": file.parts[-4], "case": file.parts[-3], "scores": scores})
+    return rows
+
+
+def collect(folder: Path, benign: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What the verdict says of every model that was scanned, with and without clusters."""
+    rows = []
+    for file in sorted(folder.glob(f"*/*/scan/{PREDICTIONS_NAME}")):
+        data, case = file.parts[-4], file.parts[-3]
+        trained = json.loads((file.parents[1] / "model" / "metrics.json").read_text("utf-8"))
+        others = [row for row in benign if (row["data"], row["case"]) != (data, case)]
+        found = read_predictions(file)
+        row = {"data": data, "case": case, **trained["test"], "images": len(found.labels)}
+        for name, one in (("verdict", found), ("flows_alone", found.without_clusters())):
+            verdict = judge(one, [other["scores"] for other in others])
+            row[name] = asdict(verdict) | {"evidence": [asdict(e) for e in verdict.strongest]}
+            row[name]["right"] = right(case, verdict.mode, verdict.targets)
+        rows.append(row)
+    return rows
+
+
+def right(case: str, mode: str | None, targets: tuple[int, ...]) -> bool:
+    """Whether a verdict says of a model what was done to it."""
+    attack, *plan, _ = case.split("-")
+    if attack == BENIGN:
+        return mode is None
+    return mode == plan[0] and (mode != "all_to_one" or targets == (TARGET,))
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    """Parse the command line, train and scan what is missing, and keep what was seen."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--images", type=Path)
-    parser.add_argument("--data", nargs="*", default=list(DATA))
-    parser.add_argument("--seeds", type=int, nargs="*", default=[0])
-    parser.add_argument("--attacks", nargs="*", default=[BENIGN])
-    parser.add_argument("--modes", nargs="*", default=["all_to_one"])
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--images", type=Path, help="folder of gtsrb32 and cifar10")
+    parser.add_argument("--only", nargs="*", default=[""], help="cases with this in DATA/CASE")
+    parser.add_argument("--seeds", type=int, nargs="*", default=list(range(6)))
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--table", action="store_true", help="collect alone, run nothing")
+    parser.add_argument("--out", type=Path, default=Path("bench/results/scan_calibration.json"))
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     folder = options.folder.resolve()
-    with progress_bars(Console()) as progress:
-        for name in options.data:
-            data = DATA[name]
-            shards = None
-            if name in SOURCES:
-                source, train_count, test_count = SOURCES[name]
-                shards = folder / f"{name}-clean"
-                some_of(options.images / source / "train", shards / "train", train_count, 0)
-                some_of(options.images / source / "test", shards / "test", test_count, 0)
-            shards = prepare(folder, data, shards)
-            for seed in options.seeds:
-                for attack in options.attacks:
-                    for mode in options.modes if attack != BENIGN else [""]:
-                        case = Case(attack, mode, seed=seed) if mode else Case(BENIGN, seed=seed)
-                        progress.say(f"{name} {case.name}")
-                        run_case(folder, shards, data, case, "cpu", progress)
-                        here = folder / data.name / case.name
-                        poisoned = here / "poisoned"
-                        values = {
-                            "model.checkpoint": here / "model" / MODEL_NAME,
-                            "data.train": poisoned if poisoned.exists() else shards / "train",
-                            "scan.per_class": PER_CLASS[name],
-                            "device": "cpu",
-                        }
-                        scan(load_config(ScanConfig, values=values), here / "scan", progress)
+    if not options.table:
+        if options.images is None:
+            parser.error("--images is needed: a folder with gtsrb32 and cifar10")
+        with progress_bars(Console()) as progress:
+            for data, case in cases(options.seeds):
+                name = f"{data.name}/{case.name}"
+                if any(word in name for word in options.only):
+                    progress.say(name)
+                    run(folder, options.images, data, case, progress)
+    benign = reference(folder)
+    place = Path(str(files("pbe_fast.analysis").joinpath("benign.json")))
+    write_json(place, {"rows": benign})
+    content = {**facts("cpu"), "rows": collect(folder, benign)}
+    content["command"] = "python -m bench.calibration runs/calibration --images IMAGES"
+    write_json(options.out, content)
 
 
 if __name__ == "__main__":

@@ -65,6 +65,7 @@ class DataSet:
         epochs: of training, but for WaNet, which needs twice as many.
         width: of the PreActResNet-18, whose full width is 64.
         attacks: settings of attacks that need others here than GTSRB's.
+        training: other settings of the training.
     """
 
     name: str
@@ -73,8 +74,8 @@ class DataSet:
     test_per_class: int = 0
     epochs: int = 8
     width: int = WIDTH
-    batch_size: int = 128
     attacks: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    training: Mapping[str, Any] = field(default_factory=dict)
 
 
 DATA = {
@@ -151,9 +152,9 @@ def run_case(
         **_data(here, shards, infected),
         "model.options.width": data.width,
         "epochs": data.epochs * cell.epochs // CELLS[BENIGN].epochs,
-        "batch_size": data.batch_size,
         "seed": case.seed,
         "device": device,
+        **data.training,
     }
     train(load_config(TrainConfig, values=values), here / "model", progress)
 

@@ -260,6 +260,9 @@ class ScanConfig(DeviceConfig):
 
     model: ModelConfig = ModelConfig()
     scan: ProbeConfig = ProbeConfig()
+    split: bool = Field(
+        True, description="look for labels that are two kinds of images; false where all are clean"
+    )
     batch_size: int = Field(256, ge=1, description="images worked on at once")
     seed: int = Field(0, ge=0, le=_MAX_SEED, description="of the choice of images")
 

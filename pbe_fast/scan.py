@@ -1,6 +1,7 @@
-"""The job scan: where the adversarial examples of a model go (appendix B), in a run directory."""
+"""The job scan: where a model's adversarial examples go (appendix B), and a verdict."""
 
 from collections.abc import Callable
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +25,12 @@ from pbe_fast._site import Site, open_sets
 from pbe_fast._worker import SCORES_NAME, Fleet, executor_on, gathered
 from pbe_fast.analysis.answers import Answers, chosen
 from pbe_fast.analysis.predictions import PREDICTIONS_NAME, Predictions, write_predictions
+from pbe_fast.analysis.verdict import Verdict, judge
 from pbe_fast.config import DataConfig, ScanConfig
 from pbe_fast.data.loader import Quarantine
 from pbe_fast.data.manifest import Manifest
 from pbe_fast.erase import ScoreFiles
+from pbe_fast.erase.split import Split, split_classes
 from pbe_fast.errors import ConfigError, ShardError
 from pbe_fast.progress import Progress, Silent
 from pbe_fast.report import write_report
@@ -48,10 +51,11 @@ def scan(
     stop: Callable[[], bool] | None = None,
     accept_changes: bool = False,
 ) -> dict[str, Any]:
-    """Make adversarial examples of images, and keep what the model takes them for.
+    """Make adversarial examples of images, keep what the model takes them for, and judge.
 
     Writes ``predictions.parquet``, a row for each image, ``metrics.json``, which sums it up, and
-    ``report.html``. :class:`pbe_fast.analysis.predictions.Predictions` says what the numbers are.
+    ``report.html``. :class:`pbe_fast.analysis.predictions.Predictions` says what the numbers are,
+    and :mod:`pbe_fast.analysis.verdict` how they are judged.
 
     Args:
         config: ``model.checkpoint`` and ``data.train`` are needed; no other set is used.
@@ -94,20 +98,27 @@ def scan(
             [*inputs, device.precision, device.layout, str(config.data.image_size),
              str(config.batch_size), str(config.seed)]
         )  # fmt: skip
-        files = ScoreFiles(out / SCORES_NAME / "scan", key, config.scan)
         save_clock(run, inputs, clock)
+        split = None
         try:
             with executor_on(fleet, site, run) as executor:
-                answers = gathered(
-                    files, manifest, images, executor, phase="scan", progress=progress,
-                    stop=stop, clock=clock,
-                )  # fmt: skip
+                rest: dict[str, Any] = {"progress": progress, "stop": stop, "clock": clock}
+                files = ScoreFiles(out / SCORES_NAME / "scan", key, config.scan)
+                answers = gathered(files, manifest, images, executor, phase="scan", **rest)
+                if config.split:
+                    counts = [shard.samples for shard in manifest.shards]
+                    files = ScoreFiles(out / SCORES_NAME / "activations", key, "activations")
+                    activations = gathered(
+                        files, manifest, counts, executor, phase="activations", **rest
+                    )
+                    split = split_classes(activations, manifest.labels)
         finally:  # a stop also
             save_clock(run, inputs, clock)
-        found = _kept(config, manifest, answers, out)
+        found = _kept(config, manifest, answers, split, out)
         metrics = {
             "kind": "scan",
             "model": model_facts(model.spec),
+            "verdict": _told(judge(found)),
             **_summary(found),
             **run_facts(config, clock, quarantine),
         }
@@ -117,7 +128,9 @@ def scan(
     return metrics
 
 
-def _kept(config: ScanConfig, manifest: Manifest, answers: Answers, out: Path) -> Predictions:
+def _kept(
+    config: ScanConfig, manifest: Manifest, answers: Answers, split: Split | None, out: Path
+) -> Predictions:
     """Write the table; images that were not looked at, or could not be read, are left out."""
     ids = np.flatnonzero(np.isfinite(answers).all((1, 2))) if len(answers) else np.empty(0, int)
     if not len(ids):
@@ -128,6 +141,8 @@ def _kept(config: ScanConfig, manifest: Manifest, answers: Answers, out: Path) -
         manifest.labels[ids],
         answers[ids, :, 0].astype(np.int32),
         answers[ids, :, 1],
+        None if split is None else split.log_odds[ids] > 0,
+        () if split is None else split.classes,
     )
     names = pa.array([shard.name for shard in manifest.shards], pa.string())
     write_predictions(
@@ -137,6 +152,11 @@ def _kept(config: ScanConfig, manifest: Manifest, answers: Answers, out: Path) -
         names.take(pa.array(manifest.shard_index[ids])),
     )
     return found
+
+
+def _told(verdict: Verdict) -> dict[str, Any]:
+    """With the strongest evidence of each kind."""
+    return asdict(replace(verdict, evidence=verdict.strongest))
 
 
 def _summary(found: Predictions) -> dict[str, Any]:

@@ -10,9 +10,10 @@ from rich.table import Table
 from rich.text import Text
 
 from pbe_fast.analysis.predictions import PREDICTIONS_NAME, read_predictions
+from pbe_fast.analysis.verdict import judge
 from pbe_fast.config import ScanConfig, load_config
 from pbe_fast.errors import ConfigError
-from pbe_fast.report import REPORT_NAME
+from pbe_fast.report import REPORT_NAME, verdict_words
 from pbe_fast.scan import scan
 from pipelines._console import percent, printable, say
 from pipelines._options import (
@@ -57,6 +58,13 @@ def scan_command(
     all_images: Annotated[
         bool, typer.Option("--all", help="All images, in place of some of each class.")
     ] = False,
+    split: Annotated[
+        bool | None,
+        typer.Option(
+            "--split/--no-split",
+            help="Look for labels that are two kinds of images. [default: split]",
+        ),
+    ] = None,
     model: ModelName = None,
     width: Width = None,
     image_size: ImageSize = None,
@@ -72,18 +80,21 @@ def scan_command(
     insecure: Insecure = False,
     accept_changes: AcceptChanges = False,
 ) -> None:
-    """See which labels a model's adversarial examples are given.
+    """Say whether a model is infected, and to which label.
 
-    The paper says that those of an infected model often get the attacker's
-    label (its appendix B). Each image is perturbed until the model gives it
-    another label, at several sizes. Shown is what share of the examples of the
-    other labels' images each label gets, beside what it would get if they
-    spread evenly. This is evidence to look at and no verdict: a benign model
-    does not spread evenly either, and some triggers do not show.
+    The paper says that adversarial examples of an infected model often get the
+    attacker's label (its appendix B). Some images of each class are perturbed
+    until the model gives them another label, at several sizes, and it is
+    counted which. All images are looked at once more, for labels whose images
+    are two kinds to the model, as a trigger makes them. A model is called
+    infected where that exceeds what was measured on benign models, of which
+    one in twenty may be called so by mistake.
 
-    The images may be the training set itself, poisoned or not, or clean ones.
-    What is finished is kept when the job is stopped, and the same command
-    goes on; --ray, --model and --image-size as in purify.
+    The images should be the training set itself, poisoned or not. Clean ones
+    do, too, but do not show a trigger that is too strong for a small
+    perturbation to make, such as BadNets'; --no-split then saves a look. What
+    is finished is kept when the job is stopped, and the same command goes on;
+    --ray, --model and --image-size as in purify.
 
     \b
     Examples:
@@ -100,6 +111,7 @@ def scan_command(
         "data.image_size": image_size,
         "scan.eps_255": eps or None,
         "scan.per_class": per_class,
+        "split": split,
         "device": device,
         "seed": seed,
     }
@@ -118,9 +130,12 @@ def scan_command(
         metrics = scan(
             options, out, progress, fleet=fleet, stop=stop, accept_changes=accept_changes
         )
-    classes = read_predictions(out / PREDICTIONS_NAME).classes
-    for found in metrics["scan"]:
-        console.print(_table(found, classes))
+    found = read_predictions(out / PREDICTIONS_NAME)
+    for size in metrics["scan"]:
+        console.print(_table(size, found.classes))
+    words = verdict_words(judge(found), found.classes)
+    say(console, words.headline)
+    say(console, words.remark)
     say(console, f"{metrics['images']:,} images, ACC {percent(metrics['accuracy'])}")
     say(console, f"By image: {out / PREDICTIONS_NAME}")
     say(console, f"Report:   {out / REPORT_NAME}")

@@ -1,12 +1,12 @@
 """Where adversarial examples go: the counting half of the paper's appendix B.
 
 Mu et al. observe that untargeted adversarial examples of an infected model are often given the
-attacker's label, and those of a benign one are not. Here are the numbers to look at. They are no
-verdict: classes that resemble each other draw adversarial examples in benign models too.
+attacker's label, and those of a benign one are not. Here are the numbers to look at; classes that
+resemble each other draw adversarial examples in benign models too. :mod:`.verdict` judges.
 """
 
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pbe_fast._files import atomic_path
+from pbe_fast.erase.split import ClassSplit
 from pbe_fast.errors import RunDirectoryError
 
 __all__ = ["PREDICTIONS_NAME", "Predictions", "read_predictions", "write_predictions"]
@@ -38,6 +39,9 @@ class Predictions:
         labels: ``(N,)``, of the images; in poisoned data not always what they show.
         predicted: ``(N, 1 + E)``, of the clean image first, then at each size.
         margins: ``(N, 1 + E)``, the logit of the image's label minus the largest other one.
+        second: ``(N,)``, whether an image is in the smaller of the two clusters that its class
+            falls into; None where that was not looked at.
+        split: the classes that fall apart, among all images and not these N alone.
     """
 
     classes: tuple[str, ...]
@@ -45,6 +49,8 @@ class Predictions:
     labels: Labels
     predicted: Labels
     margins: npt.NDArray[np.float32]
+    second: npt.NDArray[np.bool_] | None = None
+    split: tuple[ClassSplit, ...] = ()
 
     @cached_property
     def counts(self) -> npt.NDArray[np.int64]:
@@ -109,6 +115,10 @@ class Predictions:
         order = np.argsort(np.where(np.isnan(share), np.inf, -share), kind="stable")
         return [int(label) for label in order[:count] if np.isfinite(share[label])]
 
+    def without_clusters(self) -> "Predictions":
+        """The same, as if clusters had not been looked at."""
+        return replace(self, second=None, split=())
+
     def _counted(self, column: int) -> npt.NDArray[np.int64]:
         k = len(self.classes)
         cells = self.labels.astype(np.int64) * k + self.predicted[:, column]
@@ -132,7 +142,15 @@ def write_predictions(path: Path, found: Predictions, keys: pa.Array, shards: pa
     for kind, values in (("predicted", found.predicted), ("margin", found.margins)):
         for name, column in zip(_names(kind, found.eps_255), values.T, strict=True):
             columns[name] = np.ascontiguousarray(column)
-    header = json.dumps({"classes": found.classes, "eps_255": found.eps_255})
+    header = json.dumps(
+        {
+            "classes": found.classes,
+            "eps_255": found.eps_255,
+            "split": [asdict(one) for one in found.split],
+        }
+    )
+    if found.second is not None:
+        columns["second"] = found.second
     table = pa.table(columns).replace_schema_metadata({_METADATA_KEY: header})
     with atomic_path(path) as temporary:
         pq.write_table(table, temporary, compression="zstd")
@@ -150,13 +168,17 @@ def read_predictions(path: Path) -> Predictions:
             eps = tuple(float(size) for size in header["eps_255"])
             classes = tuple(str(name) for name in header["classes"])
             names = {kind: _names(kind, eps) for kind in ("predicted", "margin")}
-            table = file.read(columns=["label", *names["predicted"], *names["margin"]])
+            more = ["second"] if "second" in file.schema_arrow.names else []
+            table = file.read(columns=["label", *names["predicted"], *names["margin"], *more])
+            split = tuple(_class_split(one, len(classes)) for one in header.get("split", ()))
         found = Predictions(
             classes,
             eps,
             table["label"].to_numpy().astype(np.int32),
             _stacked(table, names["predicted"]).astype(np.int32),
             _stacked(table, names["margin"]).astype(np.float32),
+            table["second"].to_numpy().astype(bool) if more else None,
+            split,
         )
         for labels in (found.labels, found.predicted):
             if labels.size and not 0 <= labels.min() <= labels.max() < len(classes):
@@ -169,6 +191,16 @@ def read_predictions(path: Path) -> Predictions:
             "beside it and give the same command, which writes it anew."
         ) from error
     return found
+
+
+def _class_split(content: Any, classes: int) -> ClassSplit:
+    split = ClassSplit(
+        int(content["label"]),
+        *(float(content[name]) for name in ("share", "gain", "separation")),
+    )
+    if not 0 <= split.label < classes:
+        raise ValueError("a label that is none of the classes")
+    return split
 
 
 def _names(kind: str, eps_255: tuple[float, ...]) -> list[str]:

@@ -1,0 +1,241 @@
+"""Is a model infected, and to which label: a verdict from where its adversarial examples go.
+
+Four things are measured; what each would be without a backdoor was measured on benign models.
+
+*Pull* (appendix B of Mu et al., CVPR 2023). With a trigger for one label, untargeted adversarial
+examples of every class fall to it, where likeness draws those of a few. So of each other class the
+share that is given the label, beside an even spread; as the mean of logarithms, to which one class
+that looks like the label adds little.
+
+*Shift.* The same for the label that lies so many places after an image's own, which is what an
+all-to-all backdoor gives.
+
+*Mixture*, of the training images of one label. A trigger on some of them makes them two kinds to
+the model (:mod:`pbe_fast.erase.split`), and so do photographs of one thing. What tells them apart
+is what they are taken for once a perturbation has undone what the model goes by: triggered images
+for what they show, which is many classes; two kinds of one class for the same few neighbours. This
+sees backdoors, BadNets' above all, whose trigger is too strong for a small perturbation to make
+or to break, so that no adversarial example falls to its label.
+
+*Apart.* The share of all classes that are two kinds of images: with a trigger for every label,
+nearly all; else those that happen to be.
+
+The verdict is a conformal test (Vovk et al. 2005): a model is called infected where what is seen
+exceeds what was seen of benign models, of which as few as one in twenty may exceed it.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+from scipy.special import gammaln
+
+from pbe_fast.analysis.predictions import Predictions
+
+__all__ = ["LEVEL", "Evidence", "Verdict", "benign_scores", "evidence", "judge"]
+
+Floats = npt.NDArray[np.float64]
+Kind = Literal["pull", "shift", "mixture", "apart"]
+
+LEVEL = 0.05  # share of benign models that may be called infected
+_SMOOTH = 0.5  # images added to every cell
+_SAMPLE = 10  # images of a cluster that are compared
+_FEWEST = 5
+_MANY = 1 / 3  # of the classes that are two kinds of images, and the unit of *apart*
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """One thing that was measured.
+
+    Attributes:
+        kind: see the module.
+        score: nats; of *apart*, :attr:`share` as a multiple of a third.
+        label: that the attacker would want, or for *shift* how many places it lies after an image's
+            own; None where it is about many labels.
+        eps_255: the size of the perturbations that showed it; None where none did.
+    """
+
+    kind: Kind
+    score: float
+    label: int | None = None
+    eps_255: float | None = None
+
+    @property
+    def share(self) -> float:
+        """Of the classes, for *apart*."""
+        return self.score * _MANY
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a scan says.
+
+    Attributes:
+        infected: whether ``p_value`` is at most :data:`LEVEL`.
+        mode: ``all_to_one``, ``all_to_all``; None where no backdoor was found.
+        targets: labels that the attacker wants, all-to-one.
+        p_value: share of benign models of which as much would be seen, at least 1 / (models + 1).
+        models: how many benign models that was measured on.
+        clusters: whether *mixture* and *apart* were looked at.
+        evidence: all that was measured, the strongest first.
+    """
+
+    infected: bool
+    mode: Literal["all_to_one", "all_to_all"] | None
+    targets: tuple[int, ...]
+    p_value: float
+    models: int
+    clusters: bool
+    evidence: tuple[Evidence, ...]
+
+    @property
+    def strongest(self) -> tuple[Evidence, ...]:
+        """The evidence of each kind that is strongest, in that order."""
+        first: dict[str, Evidence] = {}
+        for one in self.evidence:
+            first.setdefault(one.kind, one)
+        return tuple(first.values())
+
+
+@cache
+def benign_scores() -> tuple[Mapping[Kind, float], ...]:
+    """The strongest evidence of each kind in benign models, from ``bench.calibration``."""
+    text = resources.files("pbe_fast.analysis").joinpath("benign.json").read_text("utf-8")
+    return tuple(row["scores"] for row in json.loads(text)["rows"])
+
+
+def judge(found: Predictions, benign: Sequence[Mapping[Kind, float]] | None = None) -> Verdict:
+    """The verdict on a scan; one without clusters goes by *pull* and *shift* alone.
+
+    Args:
+        benign: the strongest evidence of each kind in benign models; None: :func:`benign_scores`.
+    """
+    benign = benign_scores() if benign is None else benign
+    clusters = found.second is not None
+    kinds: tuple[Kind, ...] = ("pull", "shift")
+    if clusters:
+        kinds = (*kinds, "mixture", "apart")
+    reference = [max(scores[kind] for kind in kinds if kind in scores) for scores in benign]
+    seen = evidence(found)
+    above = [one for one in seen if sum(score >= one.score for score in reference) == 0]
+    exceeding = sum(score >= seen[0].score for score in reference) if seen else len(reference)
+    p_value = (1 + exceeding) / (1 + len(reference))
+    infected = p_value <= LEVEL
+    mode: Literal["all_to_one", "all_to_all"] | None = None
+    targets: tuple[int, ...] = ()
+    if infected:
+        mode = "all_to_all" if seen[0].kind in ("shift", "apart") else "all_to_one"
+    if mode == "all_to_one":
+        targets = tuple(
+            dict.fromkeys(
+                one.label
+                for one in above
+                if one.kind in ("pull", "mixture") and one.label is not None
+            )
+        )
+    return Verdict(infected, mode, targets, p_value, len(reference), clusters, seen)
+
+
+def evidence(found: Predictions) -> tuple[Evidence, ...]:
+    """All that is measured of a model, the strongest first.
+
+    Of *pull*, *shift* and *mixture* the strongest one for each label.
+    """
+    seen = [*_pulls(found), *_shifts(found)]
+    if found.second is not None:
+        seen += [*_mixtures(found), _apart(found)]
+    return tuple(sorted(seen, key=lambda one: (-one.score, one.kind, one.label or 0)))
+
+
+def _relative(found: Predictions) -> Floats:
+    """``(E, K, K)``: log of the share of a row's images given the column's label, by an even one.
+
+    NaN for an image's own label, and in rows of classes without images.
+    """
+    k, images = len(found.classes), found.images[:, None].astype(np.float64)
+    share = (found.counts + _SMOOTH) / (images + _SMOOTH * k)
+    relative: Floats = np.log(share * max(1, k - 1))
+    relative[:, np.arange(k), np.arange(k)] = np.nan
+    relative[:, found.images == 0] = np.nan
+    return relative
+
+
+def _pulls(found: Predictions) -> list[Evidence]:
+    return _strongest("pull", _means(_relative(found), 1), found)
+
+
+def _shifts(found: Predictions) -> list[Evidence]:
+    k, relative = len(found.classes), _relative(found)
+    rows = np.arange(k)
+    places = np.stack([relative[:, rows, (rows + s) % k] for s in range(1, k)], 1)  # (E, K - 1, K)
+    return _strongest("shift", _means(places, 2), found, first=1)
+
+
+def _strongest(kind: Kind, scores: Floats, found: Predictions, first: int = 0) -> list[Evidence]:
+    """Of ``(E, labels)`` the size with the largest score, for each label that has one."""
+    known = np.flatnonzero(np.isfinite(scores).all(0))
+    return [
+        Evidence(kind, float(scores[size, i]), first + int(i), found.eps_255[size])
+        for i in known
+        for size in [int(scores[:, i].argmax())]
+    ]
+
+
+def _mixtures(found: Predictions) -> list[Evidence]:
+    """Of each label that is two kinds of images: how many more labels one kind falls to."""
+    assert found.second is not None
+    seen = []
+    for split in found.split:
+        best: Evidence | None = None
+        here = found.labels == split.label
+        for size, eps in enumerate(found.eps_255):
+            gone = here & (found.predicted[:, 1 + size] != split.label)
+            counts = [
+                np.bincount(found.predicted[gone & part, 1 + size], minlength=len(found.classes))
+                for part in (found.second, ~found.second)
+            ]
+            images = min(_SAMPLE, *(int(count.sum()) for count in counts))
+            if images >= _FEWEST:
+                low, high = sorted(_different(count, images) for count in counts)
+                score = float(np.log(high / low))
+                if best is None or score > best.score:
+                    best = Evidence("mixture", score, split.label, eps)
+        if best is not None:
+            seen.append(best)
+    return seen
+
+
+def _different(counts: npt.NDArray[np.integer], images: int) -> float:
+    """How many labels there are among so many random images, on average (Hurlbert 1971).
+
+    The number itself would grow with a cluster's size.
+    """
+    total, present = int(counts.sum()), counts[counts > 0].astype(np.float64)
+    without = total - present >= images  # else each sample has the label
+    missing = np.zeros(len(present))
+    missing[without] = np.exp(
+        _log_choose(total - present[without], images) - _log_choose(np.float64(total), images)
+    )
+    return float((1 - missing).sum())
+
+
+def _log_choose(n: Any, k: int) -> Any:
+    return gammaln(n + 1) - gammaln(k + 1) - gammaln(n - k + 1)
+
+
+def _apart(found: Predictions) -> Evidence:
+    return Evidence("apart", len(found.split) / max(1, (found.images > 0).sum()) / _MANY)
+
+
+def _means(values: Floats, axis: int) -> Floats:
+    """Without NaN; NaN where there is nothing else."""
+    known = np.isfinite(values)
+    sums, counts = np.where(known, values, 0).sum(axis), known.sum(axis)
+    means: Floats = np.divide(sums, counts, out=np.full(sums.shape, np.nan), where=counts > 0)
+    return means

@@ -1,0 +1,229 @@
+"""The verdict on a model: what counts as evidence, and how often it is wrong of benign ones."""
+
+import math
+from collections.abc import Callable
+from fractions import Fraction
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pbe_fast.analysis import verdict as module
+from pbe_fast.analysis.predictions import Predictions
+from pbe_fast.analysis.verdict import LEVEL, Evidence, benign_scores, evidence, judge
+from pbe_fast.erase.split import ClassSplit
+
+CLASSES, EACH = 10, 40
+Goes = Callable[[int, int], int]  # label and number of an image, to the label its example gets
+
+
+def _scan(
+    goes: Goes, *, second: npt.NDArray[np.bool_] | None = None, split: tuple[int, ...] = ()
+) -> Predictions:
+    """40 images of each of 10 labels, at one size."""
+    labels = np.repeat(np.arange(CLASSES, dtype=np.int32), EACH)
+    gone = np.array([goes(k, i) for k in range(CLASSES) for i in range(EACH)], np.int32)
+    return Predictions(
+        tuple(str(k) for k in range(CLASSES)),
+        (8.0,),
+        labels,
+        np.stack([labels, gone], 1),
+        np.zeros((len(labels), 2), np.float32),
+        second,
+        tuple(ClassSplit(k, 0.5, 1.0, 5.0) for k in split),
+    )
+
+
+def _evenly(label: int, image: int) -> int:
+    return (label + 1 + image % (CLASSES - 1)) % CLASSES
+
+
+def _of(found: Predictions, kind: str) -> Evidence:
+    return next(one for one in evidence(found) if one.kind == kind)
+
+
+BENIGN = tuple({"pull": 0.5 * i / 19, "shift": 0.0, "apart": 0.0} for i in range(20))
+
+
+# where adversarial examples go
+
+
+def test_an_even_spread_is_no_evidence() -> None:
+    found = _scan(_evenly)
+    assert _of(found, "pull").score == pytest.approx(0, abs=0.15)
+    assert _of(found, "shift").score == pytest.approx(0, abs=0.15)
+    assert {one.kind for one in evidence(found)} == {"pull", "shift"}
+
+
+def test_a_label_that_draws_all_classes_is_the_target() -> None:
+    found = _scan(lambda k, i: 3 if k != 3 and i % 2 else _evenly(k, i))
+    pull = _of(found, "pull")
+    assert (pull.label, pull.eps_255) == (3, 8.0)
+    assert pull.score > math.log(4)
+    said = judge(found, BENIGN)
+    assert (said.infected, said.mode, said.targets) == (True, "all_to_one", (3,))
+    assert said.p_value == pytest.approx(1 / 21)
+
+
+def test_a_label_that_two_classes_look_like_is_none() -> None:
+    # It gets as many examples as half of two classes, but those of no other.
+    found = _scan(lambda k, i: 3 if k in (2, 4) else (_evenly(k, i) if _evenly(k, i) != 3 else k))
+    assert found.share[0].argmax() == 3
+    assert not any(
+        one.label == 3 and one.score > 0 for one in evidence(found) if one.kind == "pull"
+    )
+
+
+def test_the_next_label_for_all_is_all_to_all() -> None:
+    found = _scan(lambda k, i: (k + 1) % CLASSES if i % 2 else _evenly(k, i))
+    shift = _of(found, "shift")
+    assert shift.label == 1
+    said = judge(found, BENIGN)
+    assert (said.mode, said.targets) == ("all_to_all", ())
+    back = _scan(lambda k, i: (k - 1) % CLASSES if i % 2 else _evenly(k, i))
+    assert _of(back, "shift").label == CLASSES - 1
+
+
+def test_by_hand() -> None:
+    # Two images of label 0 and four of label 1 of two; one of the four is given label 0.
+    labels = np.array([0, 0, 1, 1, 1, 1], np.int32)
+    predicted = np.array([[0, 0], [0, 0], [1, 0], [1, 1], [1, 1], [1, 1]], np.int32)
+    found = Predictions(("a", "b"), (2.0,), labels, predicted, np.zeros((6, 2), np.float32))
+    scores = {(one.kind, one.label): one.score for one in evidence(found)}
+    assert scores["pull", 0] == pytest.approx(math.log(1.5 / 5))
+    assert scores["pull", 1] == pytest.approx(math.log(0.5 / 3))
+    assert scores["shift", 1] == pytest.approx((math.log(1.5 / 5) + math.log(0.5 / 3)) / 2)
+
+
+def test_classes_without_images_say_nothing() -> None:
+    found = _scan(lambda k, i: 3 if k != 3 else 0)
+    some = found.labels < 5
+    fewer = Predictions(
+        found.classes, found.eps_255, found.labels[some], found.predicted[some],
+        found.margins[some],
+    )  # fmt: skip
+    assert all(np.isfinite(one.score) for one in evidence(fewer))
+    assert _of(fewer, "pull").label == 3
+    assert _of(fewer, "pull").score == pytest.approx(_of(found, "pull").score)
+
+
+# what clusters are taken for
+
+
+def _clusters(first: Goes, other: Goes, label: int = 4) -> Predictions:
+    """Half of the label's images go one way, half the other."""
+    second = np.zeros(CLASSES * EACH, bool)
+    second[label * EACH : label * EACH + EACH // 2] = True
+
+    def goes(k: int, i: int) -> int:
+        if k != label:
+            return _evenly(k, i)
+        return first(k, i) if i < EACH // 2 else other(k, i)
+
+    return _scan(goes, second=second, split=(label,))
+
+
+@pytest.mark.parametrize("which", ["smaller", "larger"])
+def test_a_cluster_that_shows_many_classes_is_triggered(which: str) -> None:
+    def few(k: int, i: int) -> int:
+        return 5
+
+    found = _clusters(*((_evenly, few) if which == "smaller" else (few, _evenly)))
+    mixture = _of(found, "mixture")
+    assert (mixture.label, mixture.eps_255) == (4, 8.0)
+    assert mixture.score > math.log(5)
+    said = judge(found, BENIGN)
+    assert (said.mode, said.targets, said.clusters) == ("all_to_one", (4,), True)
+    assert not judge(found.without_clusters(), BENIGN).infected
+
+
+def test_two_kinds_of_one_thing_are_not() -> None:
+    found = _clusters(lambda k, i: 5 + i % 2, lambda k, i: 3 if i % 3 else 2)
+    assert abs(_of(found, "mixture").score) < 0.1
+    assert not judge(found, BENIGN).infected
+
+
+def test_too_few_perturbed_images_are_no_evidence() -> None:
+    found = _clusters(lambda k, i: i if i < 4 else 4, lambda k, i: 5)
+    assert not [one for one in evidence(found) if one.kind == "mixture"]
+    enough = _clusters(lambda k, i: i if i < 4 else (9 if i == 5 else 4), lambda k, i: 5)
+    assert [one.label for one in evidence(enough) if one.kind == "mixture"] == [4]
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.lists(st.integers(0, 6), min_size=2, max_size=6), st.integers(1, 10))
+def test_the_number_of_labels_is_that_of_random_images(counts: list[int], images: int) -> None:
+    total = sum(counts)
+    if images > total:
+        images = total
+    if not images:
+        return
+    exact = sum(
+        (1 - Fraction(math.comb(total - count, images), math.comb(total, images))
+        for count in counts),
+        Fraction(0),
+    )  # fmt: skip
+    assert module._different(np.array(counts), images) == pytest.approx(float(exact))
+
+
+def test_many_classes_that_fall_apart_are_all_to_all() -> None:
+    second = np.arange(CLASSES * EACH) % EACH < 4
+    found = _scan(_evenly, second=second, split=(0, 1, 2, 3, 4, 5))
+    apart = _of(found, "apart")
+    assert apart.share == pytest.approx(0.6)
+    said = judge(found, BENIGN)
+    assert (said.infected, said.mode, said.targets) == (True, "all_to_all", ())
+    assert not judge(_scan(_evenly, second=second, split=()), BENIGN).infected
+
+
+# the test
+
+
+def _pulled(score: float, monkeypatch: pytest.MonkeyPatch) -> Predictions:
+    """A scan whose strongest evidence has a given score."""
+    monkeypatch.setattr(module, "evidence", lambda _: (Evidence("pull", score, 0, 8.0),))
+    return _scan(_evenly)
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.lists(st.floats(-3, 3), min_size=20, max_size=60))
+def test_few_benign_models_are_called_infected(scores: list[float]) -> None:
+    # Whichever of these models is the one in question, and the others the known ones.
+    with pytest.MonkeyPatch.context() as patch:
+        found = [
+            judge(
+                _pulled(score, patch),
+                [{"pull": s, "shift": -9.0} for s in (*scores[:i], *scores[i + 1 :])],
+            ).infected
+            for i, score in enumerate(scores)
+        ]
+    assert sum(found) <= LEVEL * len(scores)
+
+
+def test_as_much_as_a_benign_model_is_not_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not judge(_pulled(0.5, monkeypatch), BENIGN).infected
+    assert judge(_pulled(0.5, monkeypatch), BENIGN).p_value == pytest.approx(2 / 21)
+    assert judge(_pulled(0.501, monkeypatch), BENIGN).infected
+    # Of 19 models even the most extreme cannot be told from one in twenty, but for a hair.
+    assert judge(_pulled(9.0, monkeypatch), BENIGN[:18]).p_value == pytest.approx(1 / 19)
+    assert not judge(_pulled(9.0, monkeypatch), BENIGN[:18]).infected
+
+
+def test_a_size_of_its_own_can_be_the_one_that_shows() -> None:
+    one, other = _scan(_evenly), _scan(lambda k, i: 3 if k != 3 else 0)
+    both = Predictions(
+        one.classes, (2.0, 8.0), one.labels, np.c_[one.predicted, other.predicted[:, 1]],
+        np.zeros((len(one.labels), 3), np.float32),
+    )  # fmt: skip
+    assert _of(both, "pull").eps_255 == 8.0
+    assert _of(both, "pull").score == _of(other, "pull").score
+
+
+def test_the_benign_models_are_enough_and_whole() -> None:
+    benign = benign_scores()
+    assert 1 / (1 + len(benign)) <= LEVEL, "too few to find anything"
+    for scores in benign:
+        assert {"pull", "shift", "apart"} <= set(scores) <= {"pull", "shift", "mixture", "apart"}
+        assert all(math.isfinite(score) for score in scores.values())
