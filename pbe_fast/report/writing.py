@@ -1,5 +1,7 @@
 """Writing a run's report."""
 
+import re
+from collections.abc import Collection
 from pathlib import Path
 
 from pbe_fast._files import write_text
@@ -8,6 +10,8 @@ __all__ = ["FIGURES_NAME", "REPORT_NAME", "write_report"]
 
 REPORT_NAME = "report.html"
 FIGURES_NAME = "figures"
+# The names of all plots that any page has as files.
+_OURS = re.compile(r"(curves|loss|scores|heat-map-[0-9][0-9.e+-]*)\.(svg|png)")
 
 
 def write_report(run_dir: Path) -> Path:
@@ -17,8 +21,8 @@ def write_report(run_dir: Path) -> Path:
     ``suspects.parquet``, ``thumbnails.json`` and ``config.yaml`` (each may be absent); of a scan
     ``metrics.json``, ``predictions.parquet`` (needed) and ``config.yaml``. Everything read is shown
     as text, whatever it contains, and pictures are decoded and encoded anew. The page is whole
-    without the figures, which are the plots of a training or purification as SVG and PNG. Same
-    directory, same bytes.
+    without the figures, which are its plots as SVG and PNG; those that an earlier page had and
+    this one has not are deleted. Same directory, same bytes.
 
     Raises:
         RunDirectoryError: the directory or ``metrics.json`` is missing, or a file is damaged;
@@ -37,4 +41,22 @@ def write_report(run_dir: Path) -> Path:
     for name, drawing in page.drawings.items():
         write_drawing(drawing, run_dir / FIGURES_NAME / name)
     write_text(path, page.html)
+    _delete_stale(run_dir / FIGURES_NAME, page.drawings.keys())
     return path
+
+
+def _delete_stale(folder: Path, names: Collection[str]) -> None:
+    """Delete plots of earlier reports that are none of ``names``, and nothing else.
+
+    A link is never a file that a report wrote, so neither it nor what it leads to is touched.
+    """
+    if folder.is_symlink() or not folder.is_dir():
+        return
+    for path in folder.iterdir():
+        if (
+            _OURS.fullmatch(path.name)
+            and path.stem not in names
+            and path.is_file()
+            and not path.is_symlink()
+        ):
+            path.unlink()
