@@ -171,8 +171,7 @@ def _caption(found: _Features, name: str) -> str:
     if match is None or match["kind"] == "maps":
         return (
             "Rows: one image as it is, with the trigger, and as adversarial examples. Columns: the "
-            "image, what was added to it, and feature maps. The paper says that the adversarial "
-            "example’s maps look like those of the triggered image."
+            "image, what was added to it, and feature maps."
         )
     index = int(match["index"] or 0)
     if index >= len(found.claims):

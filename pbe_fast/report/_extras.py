@@ -133,9 +133,14 @@ class Extras:
 
     @property
     def pictures(self) -> Iterator[FeaturePicture]:
-        """The pictures of features, in order, each decoded when its turn comes."""
+        """The pictures of features, in order, each decoded when its turn comes.
+
+        A caption that the picture before has already is left out.
+        """
+        before = ""
         for kept in self.kept.features.pictures if self.kept.features else ():
-            yield _shown(kept)
+            yield _shown(kept, "" if kept.caption == before else kept.caption)
+            before = kept.caption
 
 
 def read_extras(run_dir: Path) -> Extras:
@@ -165,7 +170,7 @@ def as_bytes(kept: Kept) -> bytes:
     return (json.dumps(kept.model_dump(mode="python"), indent=1) + "\n").encode()
 
 
-def _shown(kept: KeptPicture) -> FeaturePicture:
+def _shown(kept: KeptPicture, caption: str) -> FeaturePicture:
     try:
         encoded = base64.b64decode(kept.png, validate=True)
         pixels = decode_rgb(encoded, max_pixels=MAX_SIDE * MAX_SIDE)
@@ -173,8 +178,6 @@ def _shown(kept: KeptPicture) -> FeaturePicture:
         if max(height, width) > MAX_SIDE:
             raise ImageError("larger than any picture that is kept.")
     except (ValueError, ImageError):
-        return FeaturePicture(kept.name, kept.alt, kept.caption)
+        return FeaturePicture(kept.name, kept.alt, caption)
     source = f"data:image/png;base64,{base64.b64encode(png_bytes(pixels, MAX_SIDE)).decode()}"
-    return FeaturePicture(
-        kept.name, kept.alt, kept.caption, source, (width + 1) // 2, (height + 1) // 2
-    )
+    return FeaturePicture(kept.name, kept.alt, caption, source, (width + 1) // 2, (height + 1) // 2)

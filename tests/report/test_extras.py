@@ -155,7 +155,7 @@ def test_scans_side_by_side_and_pictures(run: Path, others: tuple[Path, Path, Pa
         "images on which the trigger works: 0.931 for the adversarial example, 0.402 for the clean "
         "image."
     ) in captions
-    assert sum(caption.startswith("Rows: one image") for caption in captions) == 2
+    assert sum(caption.startswith("Rows: one image") for caption in captions) == 1
 
 
 def test_the_plain_report_shows_them_later_without_the_runs(
