@@ -114,7 +114,9 @@ def test_heat_maps_are_files_too(tmp_path: Path, classes: int) -> None:
     with Image.open(folder / "heat-map-8.png") as image:
         shades = np.asarray(image.convert("RGB")).astype(int)
         assert image.info["Description"] == label.encode("ascii", "replace").decode()
-    # The column of label 1 is the one with most blue.
+    # The words are above, and the column of label 1 is the one with most blue.
+    assert shades[20:60].min() < 60
+    assert shades[-30:].min() > 60
     blue = (shades[..., 2] - shades[..., 0])[100:-40, 120:-40].mean(0)
     cell = len(blue) / classes
     assert cell * 0.9 < int(np.argmax(blue)) < cell * 2.1
