@@ -75,10 +75,10 @@ def write_thumbnails(path: Path, data: ImageData, scores: Scores) -> None:
     write_text(path, json.dumps({"thumbnails": kept}, indent=1) + "\n")
 
 
-def png_bytes(pixels: npt.NDArray[np.uint8]) -> bytes:
-    """An image ``(H, W, 3)`` uint8 as a PNG whose longer side is at most 96 pixels."""
+def png_bytes(pixels: npt.NDArray[np.uint8], side: int = MAX_SIDE) -> bytes:
+    """An image ``(H, W, 3)`` uint8 as a PNG whose longer side is at most ``side`` pixels."""
     image = Image.fromarray(pixels)
-    image.thumbnail((MAX_SIDE, MAX_SIDE), Image.Resampling.LANCZOS)
+    image.thumbnail((side, side), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
     image.save(buffer, format="PNG", optimize=True)
     return buffer.getvalue()

@@ -486,14 +486,32 @@ def evaluate_command(
 @app.command()
 def report(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="A finished run directory.")],
+    scans: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--scan", metavar="RUN", help="A scan, for its heat map; repeatable, side by side."
+        ),
+    ] = None,
+    features: Annotated[
+        Path | None, typer.Option(metavar="RUN", help="A run of features, for its pictures.")
+    ] = None,
 ) -> None:
     """Write report.html and figures/ of a run again; needs no data.
 
+    The page can also show other runs: where the adversarial examples of a
+    model go (pbe-fast scan), best of the infected and of the purified model,
+    and how alike features are (pbe-fast features). What it shows of them is
+    kept in extras.json of RUN, so later reports need neither the options nor
+    those runs. Given again, an option replaces what was kept of its kind;
+    without extras.json the page shows RUN alone.
+
     \b
-    Example:
+    Examples:
       pbe-fast report runs/pure
+      pbe-fast report runs/pure --scan runs/scan-infected \\
+        --scan runs/scan-purified --features runs/features
     """
-    say(Console(), f"Report: {write_report(run)}")
+    say(Console(), f"Report: {write_report(run, scans=scans or (), features=features)}")
 
 
 def _import_backdoorbench(

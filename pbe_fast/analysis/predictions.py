@@ -6,8 +6,10 @@ resemble each other draw adversarial examples in benign models too. :mod:`.verdi
 """
 
 import json
+import math
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -183,8 +185,10 @@ def read_predictions(path: Path) -> Predictions:
         for labels in (found.labels, found.predicted):
             if labels.size and not 0 <= labels.min() <= labels.max() < len(classes):
                 raise ValueError("labels that are none of the classes")
-        if not eps or not np.isfinite(found.margins).all():
-            raise ValueError("sizes or margins are missing")
+        if not classes or not eps or not np.isfinite(found.margins).all():
+            raise ValueError("classes, sizes or margins are missing")
+        if not all(small < large for small, large in pairwise((0.0, *eps, math.inf))):
+            raise ValueError("sizes that are not positive and rising")
     except (pa.ArrowException, OSError, LookupError, TypeError, ValueError) as error:
         raise RunDirectoryError(
             f"{path}: holds no predictions of 'pbe-fast scan' ({error}). Delete metrics.json "

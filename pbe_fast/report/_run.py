@@ -13,6 +13,7 @@ from pbe_fast.errors import RunDirectoryError
 __all__ = [
     "Accuracies",
     "Count",
+    "Fraction",
     "MaybeFraction",
     "Metrics",
     "ModelMetrics",
@@ -28,8 +29,8 @@ def _known(value: object) -> object:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-_Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
-MaybeFraction = Annotated[_Fraction | None, BeforeValidator(_known)]
+Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+MaybeFraction = Annotated[Fraction | None, BeforeValidator(_known)]
 _Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 _MaybeAmount = Annotated[_Amount | None, BeforeValidator(_known)]
 Count = Annotated[int, Field(ge=0)]
@@ -132,8 +133,8 @@ class Metrics(Record):
         path = run_dir / "metrics.json"
         if not run_dir.is_dir():
             raise RunDirectoryError(
-                f"{run_dir}: there is no such run directory. Give the folder that "
-                "'pbe-fast purify' or 'pbe-fast train' wrote to."
+                f"{run_dir}: there is no such run directory. Give the folder that the run wrote "
+                "to (its --out)."
             )
         try:
             content = json.loads(path.read_bytes())

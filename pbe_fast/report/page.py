@@ -11,6 +11,7 @@ import numpy as np
 from markupsafe import Markup
 
 from pbe_fast.report._drawing import Drawing
+from pbe_fast.report._extras import Extras, read_extras
 from pbe_fast.report._gallery import Gallery, load_gallery
 from pbe_fast.report._history import History
 from pbe_fast.report._run import Accuracies, Metrics, read_config_text
@@ -89,8 +90,12 @@ class _Phase:
     images_per_second: float | None
 
 
-def render(run_dir: Path) -> Page:
-    """The page of a run directory; see :func:`pbe_fast.report.write_report`."""
+def render(run_dir: Path, extras: Extras | None = None) -> Page:
+    """The page of a run directory; see :func:`pbe_fast.report.write_report`.
+
+    Args:
+        extras: what it shows of other runs; by default what the directory has kept.
+    """
     metrics = Metrics.load(run_dir)
     history = History.load(run_dir)
     suspects = Suspects.load(run_dir, worst=_WORST)
@@ -120,6 +125,7 @@ def render(run_dir: Path) -> Page:
         unreadable=history.unreadable,
         suspects=suspects,
         gallery=gallery,
+        extras=read_extras(run_dir) if extras is None else extras,
         listed=len(suspects.scores) if suspects else None,
         phases=_phases(metrics),
         model=model_words(metrics.model) if metrics.model else None,

@@ -10,15 +10,14 @@ from markupsafe import Markup
 
 from pbe_fast.analysis.predictions import PREDICTIONS_NAME, Predictions, read_predictions
 from pbe_fast.report._run import Metrics, read_config_text
+from pbe_fast.report._scan_map import ScanMap, named, scan_map, strongest
 from pbe_fast.report._svg import clean_text
 from pbe_fast.report._words import duration, model_words, percent
-from pbe_fast.report.heatmap import heat_map
 from pbe_fast.report.page import Page
 
 __all__ = ["render_scan"]
 
 _LISTED = 10  # labels in the table of each size
-_DRAWN = 60  # classes in a heat map; more cannot be told apart
 
 
 @dataclass(frozen=True)
@@ -59,6 +58,7 @@ def render_scan(run_dir: Path, metrics: Metrics) -> Page:
         RunDirectoryError: ``predictions.parquet`` is missing or damaged.
     """
     found = read_predictions(run_dir / PREDICTIONS_NAME)
+    maps = [scan_map(found, size) for size in range(len(found.eps_255))]
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
@@ -68,10 +68,10 @@ def render_scan(run_dir: Path, metrics: Metrics) -> Page:
     page = environment.from_string(folder.joinpath("scan.html").read_text("utf-8")).render(
         style=Markup(style.partition("</style>")[0]),
         run_name=run_dir.resolve().name,
-        headline=_headline(found),
+        headline=maps[strongest([found])[0]].finding,
         images=f"{len(found.labels):,}",
         accuracy=percent(found.accuracy) if len(found.labels) else "not known",
-        sizes=[_size(found, index) for index in range(len(found.eps_255))],
+        sizes=[_size(found, size, drawn) for size, drawn in enumerate(maps)],
         smallest=f"{found.eps_255[0]:g}/255",
         classes=_classes(found),
         metrics=metrics,
@@ -79,61 +79,28 @@ def render_scan(run_dir: Path, metrics: Metrics) -> Page:
         model=model_words(metrics.model) if metrics.model else None,
         config=read_config_text(run_dir),
     )
-    return Page(clean_text(page), {})
+    drawings = {
+        f"heat-map-{eps:.15g}": drawn.drawing
+        for eps, drawn in zip(found.eps_255, maps, strict=True)
+    }
+    return Page(clean_text(page), drawings)
 
 
-def _name(found: Predictions, label: int) -> str:
-    """Of a class; empty where it is the number alone."""
-    name = found.classes[label]
-    return "" if name == str(label) else name
-
-
-def _named(found: Predictions, label: int) -> str:
-    """``7 (bumps)``, or the number alone."""
-    name = _name(found, label)
-    return f"{label} ({name})" if name else str(label)
-
-
-def _headline(found: Predictions) -> str:
-    share = found.share
-    if np.isnan(share).all():
-        return "There is nothing to compare: all images have one label."
-    size, label = (int(i) for i in np.unravel_index(np.nanargmax(share), share.shape))
-    return (
-        f"Label {_named(found, label)} gets the most: {percent(share[size, label])} of the other "
-        f"labels’ adversarial examples at eps {found.eps_255[size]:g}/255, where an even spread "
-        f"would give it {percent(found.expected[size, label])}."
-    )
-
-
-def _size(found: Predictions, size: int) -> _Size:
-    eps = f"{found.eps_255[size]:g}/255"
+def _size(found: Predictions, size: int, drawn: ScanMap) -> _Size:
     share, expected = found.share[size], found.expected[size]
-    order = found.largest(size, len(found.classes))
-    drawn = np.arange(len(found.classes))
-    caption = "Each row: where the adversarial examples of a class go"
-    if len(drawn) > _DRAWN:
-        drawn = np.sort(np.array(order[:_DRAWN], np.int64))
-        caption += f", for the {_DRAWN} labels with the largest share"
-    caption += ". Stronger: a larger part of the row. Outlined: those that keep their label."
-    counts = found.counts[size][np.ix_(drawn, drawn)]
-    names = [f"{label} {_name(found, label)}".strip() for label in drawn.tolist()]
-    spoken = f"Heat map at eps {eps}, {len(drawn)} true labels against predicted ones."
-    if order:
-        spoken += f" Label {_named(found, order[0])} gets most, {percent(share[order[0]])}."
     return _Size(
-        eps,
+        drawn.eps,
         percent(found.success[size]) if len(found.labels) else "–",
-        Markup(heat_map(counts, names, label=spoken)),
-        caption,
+        Markup(drawn.svg()),
+        drawn.reading,
         [
             _Label(
-                _named(found, label),
+                named(found, label),
                 percent(share[label]),
                 percent(expected[label]),
                 f"{share[label] / expected[label]:.1f}" if expected[label] > 0 else "–",
             )
-            for label in order[:_LISTED]
+            for label in found.largest(size, _LISTED)
         ],
     )
 
@@ -141,7 +108,7 @@ def _size(found: Predictions, size: int) -> _Size:
 def _classes(found: Predictions) -> list[_Class]:
     margins, images = found.mean_margins, found.images
     return [
-        _Class(_named(found, label), int(images[label]), *(_signed(v) for v in margins[label]))
+        _Class(named(found, label), int(images[label]), *(_signed(v) for v in margins[label]))
         for label in np.flatnonzero(images).tolist()
     ]
 

@@ -478,6 +478,7 @@ def test_the_job_writes_what_it_says_and_goes_on(folder: Folder, tmp_path: Path)
         title = root.findtext("{http://www.w3.org/2000/svg}title") or ""
         assert title == root.get("aria-label")
         assert "triggered" in title
+        assert found["picture_labels"][name] == title
         links = [v for n in root.iter() for k, v in n.attrib.items() if k.endswith("href")]
         assert all(link.startswith(("data:image/png;base64,", "#")) for link in links)
         assert len([link for link in links if link.startswith("data:")]) == (

@@ -1,5 +1,6 @@
 """The page of a scan: what it says, and that nothing of what it shows is executed."""
 
+import dataclasses
 import json
 import re
 from html.parser import HTMLParser
@@ -8,9 +9,16 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
-from pbe_fast.analysis.predictions import PREDICTIONS_NAME, Predictions, write_predictions
+from pbe_fast.analysis.predictions import (
+    PREDICTIONS_NAME,
+    Predictions,
+    read_predictions,
+    write_predictions,
+)
 from pbe_fast.errors import RunDirectoryError
 from pbe_fast.report import write_report
 from pbe_fast.report.heatmap import heat_map
@@ -85,6 +93,92 @@ def test_the_same_run_gives_the_same_page(tmp_path: Path) -> None:
     run = _make(tmp_path / "run", 5)
     first = write_report(run).read_bytes()
     assert write_report(run).read_bytes() == first
+
+
+@pytest.mark.parametrize("classes", [3, 43])
+def test_heat_maps_are_files_too(tmp_path: Path, classes: int) -> None:
+    names = (HOSTILE, *(str(i) for i in range(1, classes)))
+    page = write_report(_make(tmp_path / "run", classes, names)).read_text("utf-8")
+    assert "figures/" in page
+    folder = tmp_path / "run" / "figures"
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "heat-map-2.png", "heat-map-2.svg", "heat-map-8.png", "heat-map-8.svg",
+    ]  # fmt: skip
+    label = re.findall(r'aria-label="(Heat map at eps 8/255[^"]*)"', page)[0]
+    text = (folder / "heat-map-8.svg").read_text("utf-8")
+    root = ElementTree.fromstring(text)
+    assert root.get("aria-label") == label
+    assert "var(" not in text
+    assert not re.search(r"<script|<style|https?://(?!www\.w3\.org/2000/svg)|[\x00\u202e]", text)
+    assert {"predicted label →", "↓ true", "0"} <= {node.text for node in root.iter()}
+    with Image.open(folder / "heat-map-8.png") as image:
+        shades = np.asarray(image.convert("RGB")).astype(int)
+        assert image.info["Description"] == label.encode("ascii", "replace").decode()
+    # The words are above, and the column of label 1 is the one with most blue.
+    assert shades[20:60].min() < 60
+    assert shades[-30:].min() > 60
+    blue = (shades[..., 2] - shades[..., 0])[100:-40, 120:-40].mean(0)
+    cell = len(blue) / classes
+    assert cell * 0.9 < int(np.argmax(blue)) < cell * 2.1
+
+
+def test_sizes_have_names_of_their_own(tmp_path: Path) -> None:
+    run = _make(tmp_path / "run", 3)
+    found = read_predictions(run / PREDICTIONS_NAME)
+    words = pa.array(["x"] * len(found.labels), pa.string())
+    changed = dataclasses.replace(found, eps_255=(0.5, 0.5000001))
+    write_predictions(run / PREDICTIONS_NAME, changed, words, words)
+    write_report(run)
+    names = {path.stem for path in (run / "figures").iterdir()}
+    assert names == {"heat-map-0.5", "heat-map-0.5000001"}
+
+
+def test_a_plot_that_no_longer_belongs_to_the_run_is_deleted_and_nothing_else(
+    tmp_path: Path,
+) -> None:
+    run = _make(tmp_path / "run", 3)
+    folder = run / "figures"
+    (folder / "loss.svg").mkdir(parents=True)
+    stale = ["heat-map-4.png", "heat-map-0.25.svg", "heat-map-1e-05.png", "curves.svg"]
+    theirs = [
+        "heat-map-4.txt", "heat-map-notes.png", "my-heat-map-4.png", "curves.svg.bak",
+        "curves.pdf", "holiday.png", "heat-map-.png",
+    ]  # fmt: skip
+    for name in stale + theirs:
+        (folder / name).write_text("x")
+    (folder / "scores.png").symlink_to(folder / "holiday.png")
+    write_report(run)
+    left = {path.name for path in folder.iterdir()}
+    assert left == {
+        *theirs, "loss.svg", "scores.png",
+        "heat-map-2.png", "heat-map-2.svg", "heat-map-8.png", "heat-map-8.svg",
+    }  # fmt: skip
+    assert (folder / "holiday.png").read_text() == "x"
+
+
+def test_nothing_is_deleted_behind_a_link(tmp_path: Path) -> None:
+    run = _make(tmp_path / "run", 3)
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "loss.png").write_text("x")
+    (run / "figures").symlink_to(tmp_path / "elsewhere")
+    write_report(run)
+    assert (tmp_path / "elsewhere" / "loss.png").exists()
+
+
+@pytest.mark.parametrize("eps", [(8.0, 2.0), (-2.0, 8.0), (2.0, 2.0), (float("nan"), 8.0)])
+def test_sizes_that_make_no_sense_are_refused(tmp_path: Path, eps: tuple[float, ...]) -> None:
+    run = _make(tmp_path / "run", 3)
+    kept = pq.read_table(run / PREDICTIONS_NAME)
+    names = ["key", "shard", "label", *(f"{kind}{part}" for kind in ("predicted", "margin")
+             for part in ("", *(f"_eps_{size:.15g}" for size in eps)))]  # fmt: skip
+    header = json.dumps({"classes": ["0", "1", "2"], "eps_255": eps})
+    columns = kept.columns
+    table = pa.table(columns, names=names)
+    pq.write_table(
+        table.replace_schema_metadata({b"pbe_fast_scan": header}), run / PREDICTIONS_NAME
+    )
+    with pytest.raises(RunDirectoryError, match="holds no predictions"):
+        write_report(run)
 
 
 def test_a_missing_table_is_a_message_and_leaves_the_page(tmp_path: Path) -> None:

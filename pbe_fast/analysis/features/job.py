@@ -55,8 +55,9 @@ def measure_features(
     """Measure appendix C on a model: how alike adversarial examples and triggered images are.
 
     Writes ``features.json`` (means and the paper's claims; :mod:`.comparison` says what is
-    compared), ``features.parquet`` (a row for each image, pair and layer), ``similarity-LAYER`` and
-    ``maps-N`` as PNG and SVG, and ``metrics.json`` (how the run was done).
+    compared; and what each picture shows, in words), ``features.parquet`` (a row for each image,
+    pair and layer), ``similarity-LAYER`` and ``maps-N`` as PNG and SVG, and ``metrics.json`` (how
+    the run was done).
 
     Args:
         config: ``model.checkpoint``, ``data.test`` and ``data.attack`` are needed. Images are as
@@ -119,7 +120,8 @@ def measure_features(
             "adversary": config.adversary.model_dump(mode="json"),
             "top_share": config.top_share,
             **summary(measured, config.top_share),
-            "pictures": pictures,
+            "pictures": list(pictures),
+            "picture_labels": pictures,
         }
         write_text(out / FEATURES_NAME, json.dumps(content, indent=1) + "\n")
         inputs = fingerprint(config.model.checkpoint, data)
@@ -212,10 +214,11 @@ def _draw(
     maps: list[Maps],
     classes: tuple[str, ...],
     out: Path,
-) -> list[str]:
-    """The names of the pictures, without suffix."""
+) -> dict[str, str]:
+    """The names of the pictures, without suffix, and what each shows in words."""
     # Loaded here, as matplotlib takes half a second.
     from pbe_fast.analysis.features.figures import draw_maps, draw_similarity, write_drawing
+    from pbe_fast.report._svg import clean_text
 
     drawings = {}
     for index, layer in enumerate(measured.widths):
@@ -226,4 +229,4 @@ def _draw(
         drawings[f"maps-{index}"] = draw_maps(one, classes)
     for name, drawing in drawings.items():
         write_drawing(drawing, out / name)
-    return list(drawings)
+    return {name: clean_text(drawing.label) for name, drawing in drawings.items()}
