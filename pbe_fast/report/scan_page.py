@@ -1,5 +1,6 @@
 """The HTML page of a scan; as :mod:`.page`, it needs no network, script or other file."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -9,8 +10,10 @@ import numpy as np
 from markupsafe import Markup
 
 from pbe_fast.analysis.predictions import PREDICTIONS_NAME, Predictions, read_predictions
+from pbe_fast.analysis.verdict import Evidence, benign_scores, judge
 from pbe_fast.report._run import Metrics, read_config_text
 from pbe_fast.report._scan_map import ScanMap, named, scan_map, strongest
+from pbe_fast.report._scan_words import evidence_words, verdict_words
 from pbe_fast.report._svg import clean_text
 from pbe_fast.report._words import duration, model_words, percent
 from pbe_fast.report.page import Page
@@ -18,6 +21,16 @@ from pbe_fast.report.page import Page
 __all__ = ["render_scan"]
 
 _LISTED = 10  # labels in the table of each size
+
+
+@dataclass(frozen=True)
+class _Evidence:
+    """A row of the table of evidence."""
+
+    words: str
+    score: str
+    half: str
+    most: str
 
 
 @dataclass(frozen=True)
@@ -58,6 +71,7 @@ def render_scan(run_dir: Path, metrics: Metrics) -> Page:
         RunDirectoryError: ``predictions.parquet`` is missing or damaged.
     """
     found = read_predictions(run_dir / PREDICTIONS_NAME)
+    said = judge(found)
     maps = [scan_map(found, size) for size in range(len(found.eps_255))]
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
@@ -68,6 +82,9 @@ def render_scan(run_dir: Path, metrics: Metrics) -> Page:
     page = environment.from_string(folder.joinpath("scan.html").read_text("utf-8")).render(
         style=Markup(style.partition("</style>")[0]),
         run_name=run_dir.resolve().name,
+        verdict=verdict_words(said, found.classes),
+        evidence=[_evidence(one, found.classes) for one in said.strongest],
+        models=said.models,
         headline=maps[strongest([found])[0]].finding,
         images=f"{len(found.labels):,}",
         accuracy=percent(found.accuracy) if len(found.labels) else "not known",
@@ -84,6 +101,16 @@ def render_scan(run_dir: Path, metrics: Metrics) -> Page:
         for eps, drawn in zip(found.eps_255, maps, strict=True)
     }
     return Page(clean_text(page), drawings)
+
+
+def _evidence(one: Evidence, classes: Sequence[str]) -> _Evidence:
+    benign = [scores.get(one.kind, 0.0) for scores in benign_scores()]
+    return _Evidence(
+        evidence_words(one, classes),
+        _signed(one.score),
+        _signed(float(np.median(benign))) if benign else "–",
+        _signed(max(benign)) if benign else "–",
+    )
 
 
 def _size(found: Predictions, size: int, drawn: ScanMap) -> _Size:

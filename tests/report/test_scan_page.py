@@ -71,7 +71,8 @@ def test_a_page_has_a_picture_and_a_table_for_each_size(tmp_path: Path, classes:
         root = ElementTree.fromstring(picture)
         assert root.get("role") == "img"
         assert "Heat map at eps " in (root.get("aria-label") or "")
-    assert page.count("<table") == 3
+    assert page.count("<table") == 4
+    assert "The strongest evidence of each kind, beside" in page
     assert "Label 1 gets the most" in page
     assert ("60 labels with the largest share" in page) == (classes > 60)
     assert "3.0\u00a0s" in page
