@@ -93,25 +93,66 @@ def direction_table() -> str:
     return "\n".join(lines)
 
 
+def _predictions() -> tuple[list[dict[str, Any]], list[str]]:
+    """All rows, and the sizes of their perturbations."""
+    rows: list[dict[str, Any]] = json.loads(PREDICTIONS.read_text(encoding="utf-8"))["rows"]
+    return rows, [f"{size['eps_255']:g}/255" for size in rows[0]["sizes"]]
+
+
+def _shares(row: Mapping[str, Any], place: str) -> list[str]:
+    return [
+        f"{100 * size[place]['share']:.1f} ({100 * size[place]['expected']:.1f})"
+        for size in row["sizes"]
+    ]
+
+
 def predictions_table() -> str:
     """What falls to the attacker's label in the study's models, beside an even spread."""
-    content: dict[str, Any] = json.loads(PREDICTIONS.read_text(encoding="utf-8"))
-    eps = [f"{size['eps_255']:g}/255" for size in content["rows"][0]["sizes"]]
+    rows, eps = _predictions()
     lines = [
         f"| attack | attacker wants | poisoned | seed | images | {' | '.join(eps)} |",
         f"| --- | --- | ---: | ---: | ---: |{' ---: |' * len(eps)}",
     ]
-    for row in content["rows"]:
+    for row in rows:
+        if "figure" in row:
+            continue
         attack, *plan, seed = row["case"].split("-")
         mode, rate = plan or ("", "")
         places = {"all_to_one": ["target"], "all_to_all": ["next"]}.get(mode, ["target", "next"])
         for place in places:
-            cells = [f"{100 * x[place]['share']:.1f} ({100 * x[place]['expected']:.1f})"
-                     for x in row["sizes"]]  # fmt: skip
             wants = "label 1" if place == "target" else "the next label"
             poisoned = f"{100 * float(rate):g} %" if rate else "–"
-            told = [NAMES.get(attack, attack), wants, poisoned, seed, f"{row['images']:,}", *cells]
-            lines.append(f"| {' | '.join(told)} |")
+            told = [NAMES.get(attack, attack), wants, poisoned, seed, f"{row['images']:,}"]
+            lines.append(f"| {' | '.join([*told, *_shares(row, place)])} |")
+    return "\n".join(lines)
+
+
+MEASURED = {
+    "gtsrb43": "GTSRB, 43 classes, 32x32",
+    "signs-224": "drawn signs, 224x224",
+    "cifar10": "CIFAR-10, 32x32",
+    "cifar10dog": "CIFAR-10, 32x32, the second picture",
+}
+
+
+def figures_table() -> str:
+    """The settings of Figures B.1 to B.3: what falls to label 1, beside an even spread."""
+    rows, eps = _predictions()
+    lines = [
+        "The paper says: adversarial examples of an infected model are highly likely to be "
+        "classified as the target label, regardless of the size of the images (Figure 2) and of "
+        "the trigger’s picture (Figure 3).",
+        "",
+        f"| figure | measured on | attack | ACC | ASR | images | {' | '.join(eps)} |",
+        f"| --- | --- | --- | ---: | ---: | ---: |{' ---: |' * len(eps)}",
+    ]
+    shown = [row for row in rows if "figure" in row]
+    for row in sorted(shown, key=lambda row: (row["figure"], row["data"], row["case"])):
+        attack = row["case"].split("-")[0]
+        test = [f"{100 * row['test'][key]:.1f}" if key in row["test"] else "–"
+                for key in ("acc", "asr")]  # fmt: skip
+        told = [row["figure"], MEASURED[row["data"]], NAMES.get(attack, attack), *test]
+        lines.append(f"| {' | '.join([*told, str(row['images']), *_shares(row, 'target')])} |")
     return "\n".join(lines)
 
 
@@ -135,4 +176,5 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "features-labels": labels_table,
     "features-direction": direction_table,
     "predictions": predictions_table,
+    "predictions-figures": figures_table,
 }

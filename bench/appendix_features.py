@@ -29,7 +29,7 @@ from pbe_fast.train import MODEL_NAME
 from pbe_fast.triggers.poisoning import ATTACK_NAME, TRUTH_NAME
 from pipelines._console import progress_bars
 
-__all__ = ["FIGURES", "Setting", "large_model", "measure", "settings"]
+__all__ = ["FIGURES", "LARGE", "Setting", "large_model", "measure", "settings"]
 
 FIGURES = {"wanet": "5", "badnets": "6", "blend": "7"}
 CLASSES = 10
@@ -39,6 +39,7 @@ LARGE = 224
 STAGES = ((64, 14, 0.05, 32), (128, 5, 0.03, 32), (LARGE, 3, 0.02, 32))
 PER_CLASS = {"train": 120, "test": 40}
 ARCHITECTURE = "timm:resnet10t"
+LARGE_ATTACKS = {"wanet": {"strength": 2.0 * LARGE / 32}}  # moves as large a part of the image
 
 
 def large_model(folder: Path, attack: str, device: str, progress: Progress) -> Path:
@@ -49,7 +50,13 @@ def large_model(folder: Path, attack: str, device: str, progress: Progress) -> P
     infected = attack != BENIGN
     if infected and not (here / "poisoned" / TRUTH_NAME).exists():
         plan = PoisonConfig.model_validate(
-            {"attack": attack, "target": TARGET, "image_size": LARGE, "device": device}
+            {
+                "attack": attack,
+                "target": TARGET,
+                "image_size": LARGE,
+                "device": device,
+                **LARGE_ATTACKS.get(attack, {}),
+            }
         )
         poison(clean / "train", here / "poisoned", plan, progress=progress, overwrite=True)
     start: Path | None = None

@@ -37,7 +37,7 @@ from pbe_fast.randomness import permutation
 from pbe_fast.train import MODEL_NAME
 from pipelines._console import progress_bars
 
-__all__ = ["DATA", "cases", "collect", "reference", "some_of"]
+__all__ = ["DATA", "PLAIN", "cases", "clean_shards", "collect", "reference", "some_of"]
 
 WIDTH = 8
 PLAIN = {"precision": "float32", "memory_format": "channels_last"}  # nothing that is measured
@@ -50,7 +50,6 @@ DATA = {
     "cifar10": DataSet("cifar10", 10, 0, 0, 10, WIDTH, training=FAST),
 }
 SOURCES = {"gtsrb43": ("gtsrb32", 100, 10), "cifar10": ("cifar10", 400, 50)}
-SCANNED = 600  # images, about
 
 
 def some_of(images: Path, out: Path, per_class: int) -> None:
@@ -81,24 +80,25 @@ def cases(seeds: list[int]) -> Iterator[tuple[DataSet, Case]]:
                     yield data, Case(attack, mode, seed=min(seeds))
 
 
-def run(
-    folder: Path, images: Path | None, data: DataSet, case: Case, progress: Progress
-) -> None:  # fmt: skip
+def clean_shards(folder: Path, images: Path | None, data: DataSet) -> Path:
+    """The clean images of a data set, made where missing."""
+    if data.name not in SOURCES:
+        return prepare(folder, data, None)
+    shards = folder / f"{data.name}-clean"
+    source, train, test = SOURCES[data.name]
+    for split, count in (("train", train), ("test", test)):
+        if images is not None:
+            some_of(images / source / split, shards / split, count)
+    return shards
+
+
+def run(folder: Path, shards: Path, data: DataSet, case: Case, progress: Progress) -> None:
     """Train and scan one model."""
-    shards = None
-    if data.name in SOURCES:
-        shards = folder / f"{data.name}-clean"
-        source, train, test = SOURCES[data.name]
-        for split, count in (("train", train), ("test", test)):
-            if images is not None:
-                some_of(images / source / split, shards / split, count)
-    shards = prepare(folder, data, shards)
     run_case(folder, shards, data, case, "cpu", progress)
     here = folder / data.name / case.name
     values = {
         "model.checkpoint": here / "model" / MODEL_NAME,
         "data.train": shards / "train" if case.attack == BENIGN else here / "poisoned",
-        "scan.per_class": SCANNED // data.classes,
         "device": "cpu",
         **PLAIN,
     }
@@ -164,7 +164,8 @@ def main() -> None:
                 name = f"{data.name}/{case.name}"
                 if any(word in name for word in options.only):
                     progress.say(name)
-                    run(folder, options.images, data, case, progress)
+                    shards = clean_shards(folder, options.images, data)
+                    run(folder, shards, data, case, progress)
     benign = reference(folder)
     place = Path(str(files("pbe_fast.analysis").joinpath("benign.json")))
     write_json(place, {"rows": benign})
