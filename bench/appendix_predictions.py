@@ -9,8 +9,9 @@ that the attacker wants, all-to-one or all-to-all, is kept beside what an even s
 ``--figures`` does the settings of Figures B.1 to B.3, each with a benign model beside it, and
 trains what is missing: WaNet on all 43 classes of GTSRB, WaNet and Blend at 224x224 (on drawn
 signs, where the paper has ten classes of ImageNet), and Blend with two pictures on CIFAR-10. Models
-at 32x32 are those of :mod:`bench.calibration`, whose ``IMAGES`` and folder it takes. Otherwise the models of the folder of a :mod:`bench.study` are scanned, and nothing is trained.
-``--add`` keeps what the file says of others.
+at 32x32 are those of :mod:`bench.calibration`, whose ``IMAGES`` and folder it takes. Otherwise the
+models of the folder of a :mod:`bench.study` are scanned, and nothing is trained. ``--add`` keeps
+what the file says of others.
 """
 
 import argparse

@@ -45,7 +45,7 @@ Kind = Literal["pull", "shift", "mixture", "apart"]
 LEVEL = 0.05  # share of benign models that may be called infected
 _SMOOTH = 0.5  # images added to every cell
 _SAMPLE = 10  # images of a cluster that are compared
-_FEWEST = 5
+_FEWEST = 8  # of each, after perturbation
 _MANY = 1 / 3  # of the classes that are two kinds of images, and the unit of *apart*
 
 

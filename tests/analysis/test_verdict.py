@@ -145,11 +145,10 @@ def test_two_kinds_of_one_thing_are_not() -> None:
     assert not judge(found, BENIGN).infected
 
 
-def test_too_few_perturbed_images_are_no_evidence() -> None:
-    found = _clusters(lambda k, i: i if i < 4 else 4, lambda k, i: 5)
-    assert not [one for one in evidence(found) if one.kind == "mixture"]
-    enough = _clusters(lambda k, i: i if i < 4 else (9 if i == 5 else 4), lambda k, i: 5)
-    assert [one.label for one in evidence(enough) if one.kind == "mixture"] == [4]
+@pytest.mark.parametrize(("perturbed", "counts"), [(7, False), (8, True)])
+def test_too_few_perturbed_images_are_no_evidence(perturbed: int, counts: bool) -> None:
+    found = _clusters(lambda k, i: 5 + i % 5 if i < perturbed else 4, lambda k, i: 5)
+    assert [one.label for one in evidence(found) if one.kind == "mixture"] == [4] * counts
 
 
 @settings(deadline=None, max_examples=60)
