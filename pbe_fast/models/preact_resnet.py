@@ -33,12 +33,18 @@ class PreActBlock(nn.Module):
         self.conv2 = nn.Conv2d(channels_out, channels_out, 3, padding=1, bias=False)
         self.shortcut: nn.Conv2d | None = None
         if stride != 1 or channels_in != channels_out:
-            self.shortcut = nn.Conv2d(channels_in, channels_out, 1, stride, bias=False)
+            # Of stride 1, on every stride-th pixel: where there are fewer than 8 channels, oneDNN's
+            # gradient of a 1x1 convolution with stride 2 writes beyond its memory (torch 2.15,
+            # AVX2, channels_last).
+            self.shortcut = nn.Conv2d(channels_in, channels_out, 1, bias=False)
+        self.stride = stride
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) to (N, C', H', W')."""
         activated = functional.relu(self.bn1(x))
-        shortcut = x if self.shortcut is None else self.shortcut(activated)
+        shortcut = x
+        if self.shortcut is not None:
+            shortcut = self.shortcut(activated[:, :, :: self.stride, :: self.stride])
         y = self.conv1(activated)
         y = self.conv2(functional.relu(self.bn2(y)))
         return y + shortcut  # type: ignore[no-any-return]  # nn.Module calls are untyped

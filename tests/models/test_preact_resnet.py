@@ -1,5 +1,10 @@
 """PreActResNet-18: shapes, sizes, the order of norm and convolution, and how it trains."""
 
+import ctypes.util
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch import nn
@@ -43,7 +48,7 @@ def test_shortcut_takes_the_activated_input() -> None:
     nn.init.zeros_(block.conv2.weight)
     x = torch.randn(2, 3, 8, 8)
     assert block.shortcut is not None
-    assert torch.equal(block(x), block.shortcut(torch.relu(block.bn1(x))))
+    assert torch.equal(block(x), block.shortcut(torch.relu(block.bn1(x))[:, :, ::2, ::2]))
     assert block(x).shape == (2, 6, 4, 4)
 
 
@@ -136,3 +141,27 @@ def test_the_final_norm_can_be_left_out() -> None:
 def test_a_final_norm_that_is_neither_is_refused(final_norm: object) -> None:
     with pytest.raises(ModelError, match="final_norm"):
         PreActResNet18(5, final_norm=final_norm)  # type: ignore[arg-type]
+
+
+_TRAIN = """
+import torch
+from pbe_fast.models.preact_resnet import PreActResNet18
+torch.set_num_threads(1)
+for size in (16, 32):
+    net = PreActResNet18(10, 4).to(memory_format=torch.channels_last)
+    images = torch.rand(64, 3, size, size).to(memory_format=torch.channels_last)
+    for _ in range(3):
+        net(images).logsumexp(1).sum().backward()
+"""
+
+
+def test_training_a_narrow_network_keeps_to_its_memory() -> None:
+    # A 1x1 convolution of stride 2 on four channels did not; see PreActBlock.
+    checker = ctypes.util.find_library("c_malloc_debug")
+    if checker is None:
+        pytest.skip("the C library has no libc_malloc_debug, which checks the heap")
+    checked = {**os.environ, "LD_PRELOAD": checker, "MALLOC_CHECK_": "3"}
+    run = subprocess.run(
+        [sys.executable, "-c", _TRAIN], env=checked, capture_output=True, text=True, check=False
+    )
+    assert run.returncode == 0, run.stderr
