@@ -10,12 +10,13 @@ that looks like the label adds little.
 *Shift.* The same for the label that lies so many places after an image's own, which is what an
 all-to-all backdoor gives.
 
-*Mixture*, of the training images of one label. A trigger on some of them makes them two kinds to
-the model (:mod:`pbe_fast.erase.split`), and so do photographs of one thing. What tells them apart
-is what they are taken for once a perturbation has undone what the model goes by: triggered images
-for what they show, which is many classes; two kinds of one class for the same few neighbours. This
-sees backdoors, BadNets' above all, whose trigger is too strong for a small perturbation to make
-or to break, so that no adversarial example falls to its label.
+*Gap*, of the training images of one label. A trigger on some of them makes them two kinds to the
+model (:mod:`pbe_fast.erase.split`), and so do photographs of one thing; but triggered images are
+also much harder to perturb than the others of their label, or much easier. So of each label that
+falls apart, the nats by which two kinds explain its activations better than one, times the distance
+of the two kinds' margins under a perturbation in standard deviations; as a logarithm. This sees
+backdoors, BadNets' above all, whose trigger is too strong for a small perturbation to make or to
+break, so that no adversarial example falls to its label.
 
 *Apart.* The share of all classes that are two kinds of images: with a trigger for every label,
 nearly all; else those that happen to be.
@@ -29,23 +30,22 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
-from scipy.special import gammaln
 
 from pbe_fast.analysis.predictions import Predictions
 
 __all__ = ["LEVEL", "Evidence", "Verdict", "benign_scores", "evidence", "judge"]
 
 Floats = npt.NDArray[np.float64]
-Kind = Literal["pull", "shift", "mixture", "apart"]
+Kind = Literal["pull", "shift", "gap", "apart"]
 
 LEVEL = 0.05  # share of benign models that may be called infected
 _SMOOTH = 0.5  # images added to every cell
-_SAMPLE = 10  # images of a cluster that are compared
-_FEWEST = 8  # of each, after perturbation
+_FEWEST = 8  # images of a cluster whose margins are compared
+_TINY = 1e-9
 _MANY = 1 / 3  # of the classes that are two kinds of images, and the unit of *apart*
 
 
@@ -55,7 +55,7 @@ class Evidence:
 
     Attributes:
         kind: see the module.
-        score: nats; of *apart*, :attr:`share` as a multiple of a third.
+        score: a logarithm; of *apart*, :attr:`share` as a multiple of a third.
         label: that the attacker would want, or for *shift* how many places it lies after an image's
             own; None where it is about many labels.
         eps_255: the size of the perturbations that showed it; None where none did.
@@ -82,7 +82,7 @@ class Verdict:
         targets: labels that the attacker wants, all-to-one.
         p_value: share of benign models of which as much would be seen, at least 1 / (models + 1).
         models: how many benign models that was measured on.
-        clusters: whether *mixture* and *apart* were looked at.
+        clusters: whether *gap* and *apart* were looked at.
         evidence: all that was measured, the strongest first.
     """
 
@@ -120,7 +120,7 @@ def judge(found: Predictions, benign: Sequence[Mapping[Kind, float]] | None = No
     clusters = found.second is not None
     kinds: tuple[Kind, ...] = ("pull", "shift")
     if clusters:
-        kinds = (*kinds, "mixture", "apart")
+        kinds = (*kinds, "gap", "apart")
     reference = [max(scores[kind] for kind in kinds if kind in scores) for scores in benign]
     seen = evidence(found)
     above = [one for one in seen if sum(score >= one.score for score in reference) == 0]
@@ -134,9 +134,7 @@ def judge(found: Predictions, benign: Sequence[Mapping[Kind, float]] | None = No
     if mode == "all_to_one":
         targets = tuple(
             dict.fromkeys(
-                one.label
-                for one in above
-                if one.kind in ("pull", "mixture") and one.label is not None
+                one.label for one in above if one.kind in ("pull", "gap") and one.label is not None
             )
         )
     return Verdict(infected, mode, targets, p_value, len(reference), clusters, seen)
@@ -145,11 +143,11 @@ def judge(found: Predictions, benign: Sequence[Mapping[Kind, float]] | None = No
 def evidence(found: Predictions) -> tuple[Evidence, ...]:
     """All that is measured of a model, the strongest first.
 
-    Of *pull*, *shift* and *mixture* the strongest one for each label.
+    Of *pull*, *shift* and *gap* the strongest one for each label.
     """
     seen = [*_pulls(found), *_shifts(found)]
     if found.second is not None:
-        seen += [*_mixtures(found), _apart(found)]
+        seen += [*_gaps(found), _apart(found)]
     return tuple(sorted(seen, key=lambda one: (-one.score, one.kind, one.label or 0)))
 
 
@@ -187,50 +185,29 @@ def _strongest(kind: Kind, scores: Floats, found: Predictions, first: int = 0) -
     ]
 
 
-def _mixtures(found: Predictions) -> list[Evidence]:
-    """Of each label that is two kinds of images: how many more labels one kind falls to."""
+def _gaps(found: Predictions) -> list[Evidence]:
+    """Of each label that is two kinds of images: how different they are."""
     assert found.second is not None
     seen = []
     for split in found.split:
-        best: Evidence | None = None
         here = found.labels == split.label
-        for size, eps in enumerate(found.eps_255):
-            gone = here & (found.predicted[:, 1 + size] != split.label)
-            counts = [
-                np.bincount(found.predicted[gone & part, 1 + size], minlength=len(found.classes))
-                for part in (found.second, ~found.second)
-            ]
-            images = min(_SAMPLE, *(int(count.sum()) for count in counts))
-            if images >= _FEWEST:
-                low, high = sorted(_different(count, images) for count in counts)
-                score = float(np.log(high / low))
-                if best is None or score > best.score:
-                    best = Evidence("mixture", score, split.label, eps)
-        if best is not None:
-            seen.append(best)
+        kinds = [found.margins[here & part].astype(np.float64)
+                 for part in (found.second, ~found.second)]  # fmt: skip
+        if min(map(len, kinds)) < _FEWEST:
+            continue
+        first, other = kinds  # (n, 1 + E)
+        squares = sum(((kind - kind.mean(0)) ** 2).sum(0) for kind in kinds)
+        deviation = np.sqrt(squares / (len(first) + len(other))) + _TINY
+        distance = np.abs(first.mean(0) - other.mean(0)) / deviation
+        size = 1 + int(distance[1:].argmax())
+        score = float(np.log(max(split.gain * distance[size], _TINY)))
+        seen.append(Evidence("gap", score, split.label, found.eps_255[size - 1]))
     return seen
 
 
-def _different(counts: npt.NDArray[np.integer], images: int) -> float:
-    """How many labels there are among so many random images, on average (Hurlbert 1971).
-
-    The number itself would grow with a cluster's size.
-    """
-    total, present = int(counts.sum()), counts[counts > 0].astype(np.float64)
-    without = total - present >= images  # else each sample has the label
-    missing = np.zeros(len(present))
-    missing[without] = np.exp(
-        _log_choose(total - present[without], images) - _log_choose(np.float64(total), images)
-    )
-    return float((1 - missing).sum())
-
-
-def _log_choose(n: Any, k: int) -> Any:
-    return gammaln(n + 1) - gammaln(k + 1) - gammaln(n - k + 1)
-
-
 def _apart(found: Predictions) -> Evidence:
-    return Evidence("apart", len(found.split) / max(1, (found.images > 0).sum()) / _MANY)
+    classes = int((found.images > 0).sum())
+    return Evidence("apart", len(found.split) / max(1, classes) / _MANY)
 
 
 def _means(values: Floats, axis: int) -> Floats:

@@ -60,10 +60,10 @@ def evidence_words(one: Evidence, classes: Sequence[str] = ()) -> str:
                 f"Adversarial examples{size} are given {places} {times} as often as if they were "
                 "spread evenly, on average over the classes."
             )
-        case "mixture":
+        case "gap":
             return (
-                f"The images of label {label} are two kinds to the model, and perturbed{size} one "
-                f"kind is taken for {times} as many labels as the other."
+                f"The images of label {label} are two kinds to the model, by their activations and "
+                f"by how hard they are to perturb{size}."
             )
         case "apart":
             share = 100 * one.share

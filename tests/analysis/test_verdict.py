@@ -1,8 +1,9 @@
 """The verdict on a model: what counts as evidence, and how often it is wrong of benign ones."""
 
+import json
 import math
 from collections.abc import Callable
-from fractions import Fraction
+from dataclasses import asdict, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -109,62 +110,39 @@ def test_classes_without_images_say_nothing() -> None:
     assert _of(fewer, "pull").score == pytest.approx(_of(found, "pull").score)
 
 
-# what clusters are taken for
+# two kinds of images in a label
 
 
-def _clusters(first: Goes, other: Goes, label: int = 4) -> Predictions:
-    """Half of the label's images go one way, half the other."""
-    second = np.zeros(CLASSES * EACH, bool)
-    second[label * EACH : label * EACH + EACH // 2] = True
-
-    def goes(k: int, i: int) -> int:
-        if k != label:
-            return _evenly(k, i)
-        return first(k, i) if i < EACH // 2 else other(k, i)
-
-    return _scan(goes, second=second, split=(label,))
+def _kinds(gain: float, margins: tuple[float, float], images: int = EACH // 2) -> Predictions:
+    """Some images of label 4 are one kind, the rest another; by their margin when perturbed."""
+    first = 4 * EACH + np.arange(images)
+    second = np.isin(np.arange(CLASSES * EACH), first)
+    found = _scan(_evenly, second=second, split=(4,))
+    noise = np.random.default_rng(0).normal(0, 1, (len(second), 2)).astype(np.float32)
+    noise[:, 1] += np.where(second, *margins)
+    return replace(found, margins=noise, split=(ClassSplit(4, images / EACH, gain, 5.0),))
 
 
-@pytest.mark.parametrize("which", ["smaller", "larger"])
-def test_a_cluster_that_shows_many_classes_is_triggered(which: str) -> None:
-    def few(k: int, i: int) -> int:
-        return 5
-
-    found = _clusters(*((_evenly, few) if which == "smaller" else (few, _evenly)))
-    mixture = _of(found, "mixture")
-    assert (mixture.label, mixture.eps_255) == (4, 8.0)
-    assert mixture.score > math.log(5)
+@pytest.mark.parametrize("margins", [(4.0, -4.0), (-4.0, 4.0)])
+def test_two_kinds_that_differ_in_both_ways_are_a_trigger(margins: tuple[float, float]) -> None:
+    found = _kinds(2.0, margins)
+    gap = _of(found, "gap")
+    assert (gap.label, gap.eps_255) == (4, 8.0)
+    assert gap.score == pytest.approx(math.log(2 * 8), abs=0.2)
     said = judge(found, BENIGN)
     assert (said.mode, said.targets, said.clusters) == ("all_to_one", (4,), True)
     assert not judge(found.without_clusters(), BENIGN).infected
 
 
-def test_two_kinds_of_one_thing_are_not() -> None:
-    found = _clusters(lambda k, i: 5 + i % 2, lambda k, i: 3 if i % 3 else 2)
-    assert abs(_of(found, "mixture").score) < 0.1
-    assert not judge(found, BENIGN).infected
+def test_one_of_the_two_differences_alone_is_not() -> None:
+    assert _of(_kinds(0.2, (4.0, -4.0)), "gap").score < math.log(2)
+    assert _of(_kinds(2.0, (0.1, -0.1)), "gap").score < 0
 
 
-@pytest.mark.parametrize(("perturbed", "counts"), [(7, False), (8, True)])
-def test_too_few_perturbed_images_are_no_evidence(perturbed: int, counts: bool) -> None:
-    found = _clusters(lambda k, i: 5 + i % 5 if i < perturbed else 4, lambda k, i: 5)
-    assert [one.label for one in evidence(found) if one.kind == "mixture"] == [4] * counts
-
-
-@settings(deadline=None, max_examples=60)
-@given(st.lists(st.integers(0, 6), min_size=2, max_size=6), st.integers(1, 10))
-def test_the_number_of_labels_is_that_of_random_images(counts: list[int], images: int) -> None:
-    total = sum(counts)
-    if images > total:
-        images = total
-    if not images:
-        return
-    exact = sum(
-        (1 - Fraction(math.comb(total - count, images), math.comb(total, images))
-        for count in counts),
-        Fraction(0),
-    )  # fmt: skip
-    assert module._different(np.array(counts), images) == pytest.approx(float(exact))
+@pytest.mark.parametrize(("images", "counts"), [(7, False), (8, True)])
+def test_too_few_images_of_a_kind_are_no_evidence(images: int, counts: bool) -> None:
+    seen = evidence(_kinds(2.0, (4.0, -4.0), images))
+    assert [one.label for one in seen if one.kind == "gap"] == [4] * counts
 
 
 def test_many_classes_that_fall_apart_are_all_to_all() -> None:
@@ -175,6 +153,7 @@ def test_many_classes_that_fall_apart_are_all_to_all() -> None:
     said = judge(found, BENIGN)
     assert (said.infected, said.mode, said.targets) == (True, "all_to_all", ())
     assert not judge(_scan(_evenly, second=second, split=()), BENIGN).infected
+    assert json.loads(json.dumps(asdict(said)))["mode"] == "all_to_all"  # plain numbers alone
 
 
 # the test
@@ -224,5 +203,5 @@ def test_the_benign_models_are_enough_and_whole() -> None:
     benign = benign_scores()
     assert 1 / (1 + len(benign)) <= LEVEL, "too few to find anything"
     for scores in benign:
-        assert {"pull", "shift", "apart"} <= set(scores) <= {"pull", "shift", "mixture", "apart"}
+        assert {"pull", "shift", "apart"} <= set(scores) <= {"pull", "shift", "gap", "apart"}
         assert all(math.isfinite(score) for score in scores.values())
