@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from bench._study import NAMES
@@ -11,6 +12,7 @@ __all__ = ["BLOCKS"]
 
 FEATURES = Path(__file__).parent / "results" / "appendix_features.json"
 PREDICTIONS = Path(__file__).parent / "results" / "appendix_predictions.json"
+CALIBRATION = Path(__file__).parent / "results" / "scan_calibration.json"
 ATTACKS = {"badnets": "BadNets", "blend": "Blend", "wanet": "WaNet"}
 DATA = {"signs": "drawn signs", "gtsrb": "GTSRB"}
 KINDS = {
@@ -156,6 +158,73 @@ def figures_table() -> str:
     return "\n".join(lines)
 
 
+CALIBRATED = {
+    "signs10": "drawn signs, 10 classes",
+    "signs20": "drawn signs, 20 classes",
+    "gtsrb43": "GTSRB, 43 classes",
+    "cifar10": "CIFAR-10",
+}
+KINDS_OF_EVIDENCE = ("pull", "shift", "gap", "apart")
+
+
+def _calibration() -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = json.loads(CALIBRATION.read_text(encoding="utf-8"))["rows"]
+    return rows
+
+
+def _evidence(row: Mapping[str, Any]) -> dict[str, float]:
+    """The strongest score of each kind."""
+    return {one["kind"]: one["score"] for one in row["verdict"]["evidence"]}
+
+
+def benign_table() -> str:
+    """What a scan sees of benign models, and how many of them the others call infected."""
+    lines = [
+        "| benign models of | models | ACC | pull | shift | gap | apart | called infected |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    every = [row for row in _calibration() if row["case"].startswith("benign")]
+    for name, title in [*CALIBRATED.items(), ("", "all")]:
+        rows = [row for row in every if name in ("", row["data"])]
+        cells = [str(len(rows)), f"{100 * fmean(row['acc'] for row in rows):.1f}"]
+        for kind in KINDS_OF_EVIDENCE:
+            scores = [_evidence(row)[kind] for row in rows if kind in _evidence(row)]
+            cells.append(f"{min(scores):.2f} to {max(scores):.2f}" if scores else "–")
+        cells.append(str(sum(row["verdict"]["infected"] for row in rows)))
+        lines.append(f"| {title} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def verdicts_table() -> str:
+    """What the verdict says of infected models."""
+    lines = [
+        "| infected model | attack | mode | ASR | pull | shift | gap | apart | p | verdict | by | "
+        "without the training set |",
+        "| --- | --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | --- | --- | --- |",
+    ]
+    for row in _calibration():
+        attack, *plan, _ = row["case"].split("-")
+        if not plan:
+            continue
+        scores = _evidence(row)
+        cells = [CALIBRATED[row["data"]], NAMES[attack], plan[0].replace("_", "-")]
+        cells.append(f"{100 * row['asr']:.1f}")
+        cells += [f"{scores[kind]:.2f}" if kind in scores else "–" for kind in KINDS_OF_EVIDENCE]
+        told = row["verdict"]
+        cells += [f"{told['p_value']:.3f}", _told(told)]
+        cells.append(told["evidence"][0]["kind"] if told["infected"] else "–")
+        lines.append(f"| {' | '.join([*cells, _told(row['flows_alone'])])} |")
+    return "\n".join(lines)
+
+
+def _told(verdict: Mapping[str, Any]) -> str:
+    if not verdict["infected"]:
+        return "not found"
+    mode = verdict["mode"].replace("_", "-")
+    targets = ", ".join(map(str, verdict["targets"]))
+    return f"{mode}{f' to {targets}' if targets else ''}{'' if verdict['right'] else ' (wrong)'}"
+
+
 def _pair(row: Mapping[str, Any], kind: str) -> dict[str, Any]:
     """Means of a kind with the triggered image, at the first layer of the infected model."""
     found: dict[str, Any] = next(
@@ -177,4 +246,6 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "features-direction": direction_table,
     "predictions": predictions_table,
     "predictions-figures": figures_table,
+    "verdict-benign": benign_table,
+    "verdict-infected": verdicts_table,
 }

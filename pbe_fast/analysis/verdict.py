@@ -46,7 +46,7 @@ LEVEL = 0.05  # share of benign models that may be called infected
 _SMOOTH = 0.5  # images added to every cell
 _FEWEST = 8  # images of a cluster whose margins are compared
 _TINY = 1e-9
-_MANY = 1 / 3  # of the classes that are two kinds of images, and the unit of *apart*
+_MANY = 1 / 2  # of the classes that are two kinds of images, and the unit of *apart*
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Evidence:
 
     Attributes:
         kind: see the module.
-        score: a logarithm; of *apart*, :attr:`share` as a multiple of a third.
+        score: a logarithm; of *apart*, :attr:`share` as a multiple of a half.
         label: that the attacker would want, or for *shift* how many places it lies after an image's
             own; None where it is about many labels.
         eps_255: the size of the perturbations that showed it; None where none did.
