@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,11 +14,15 @@ from pbe_fast import ScanConfig, load_config, scan
 from pbe_fast.adversary import Miner
 from pbe_fast.analysis.answers import chosen
 from pbe_fast.analysis.predictions import read_predictions
+from pbe_fast.analysis.verdict import Verdict, judge
 from pbe_fast.config import AdversaryConfig
 from pbe_fast.data import ImageData, Manifest, Sample, write_shards
 from pbe_fast.data.signs import sign_names, signs
 from pbe_fast.device import Device
 from pbe_fast.erase import make_pgd
+from pbe_fast.erase.activations import Activations
+from pbe_fast.erase.identify import score_shards
+from pbe_fast.erase.split import ClassSplit, Split
 from pbe_fast.errors import ConfigError, DivergenceError, QuarantineError, RunDirectoryError
 from pbe_fast.models import ModelSpec, create_model, load_model, save_model
 from pbe_fast.progress import StoppedError
@@ -126,6 +130,51 @@ def test_what_is_kept_says_what_the_table_says(scanned: Path) -> None:
     for name in ("config.yaml", "log.txt", "report.html"):
         assert (scanned / name).exists()
     assert not (scanned / "state.safetensors").exists()
+
+
+def test_the_verdict_says_what_it_went_by(world: Path, scanned: Path, tmp_path: Path) -> None:
+    metrics = json.loads((scanned / "metrics.json").read_text())
+    found = read_predictions(scanned / "predictions.parquet")
+    assert found.second is not None
+    assert metrics["verdict"] == json.loads(json.dumps(asdict(_short(judge(found)))))
+    assert {one["kind"] for one in metrics["verdict"]["evidence"]} >= {"pull", "shift", "apart"}
+    data = ImageData.open(world / "images", SIZE)
+    assert metrics["images_per_second"]["activations"] > 0
+    assert len(list((scanned / "scores" / "activations").iterdir())) == len(data.manifest.shards)
+
+    without = scan(_config(world, "split=false"), tmp_path / "out")
+    assert read_predictions(tmp_path / "out" / "predictions.parquet").second is None
+    assert without["verdict"]["clusters"] is False
+    assert not (tmp_path / "out" / "scores" / "activations").exists()
+
+
+def _short(verdict: Verdict) -> Verdict:
+    return replace(verdict, evidence=verdict.strongest)
+
+
+def test_kinds_are_found_by_the_activations_of_all_images(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = ImageData.open(world / "images", SIZE)
+    measure = Activations(load_model(world / "model.safetensors").eval(), CPU, SIZE)
+    shards = range(len(data.manifest.shards))
+    scored = score_shards(measure, data, CPU, shards, batch_size=8, advance=lambda _: None)
+    rows = np.concatenate([row for _, row in scored])
+    third = np.arange(len(data.manifest)) % 3 == 0
+
+    def split(features: np.ndarray, labels: np.ndarray) -> Split:
+        np.testing.assert_allclose(features.astype(float), rows.astype(float), atol=2e-2)
+        np.testing.assert_array_equal(labels, data.manifest.labels)
+        odds = np.where(third, 50, -50).astype(np.float32)
+        return Split(odds, np.zeros(len(labels), bool), (ClassSplit(1, 0.3, 2.0, 6.0),))
+
+    monkeypatch.setattr("pbe_fast.scan.split_classes", split)
+    metrics = scan(_config(world), tmp_path / "out")
+    found = read_predictions(tmp_path / "out" / "predictions.parquet")
+    np.testing.assert_array_equal(found.second, third[chosen(data.manifest.labels, 7, 0)])
+    assert [one.label for one in found.split] == [1]
+    apart = next(e for e in metrics["verdict"]["evidence"] if e["kind"] == "apart")
+    assert apart["score"] == pytest.approx(2 / 3)  # one class of three, in halves
 
 
 def test_all_images(world: Path, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Counting where adversarial examples go, and reading it back."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pbe_fast.analysis.predictions import Predictions, read_predictions, write_predictions
+from pbe_fast.erase.split import ClassSplit
 from pbe_fast.errors import RunDirectoryError
 
 
@@ -128,6 +130,23 @@ def test_it_is_read_as_it_was_written(tmp_path: Path) -> None:
         "key", "shard", "label", "predicted", "predicted_eps_0.5", "predicted_eps_8",
         "margin", "margin_eps_0.5", "margin_eps_8",
     ]  # fmt: skip
+
+
+def test_kinds_of_images_are_read_as_they_were_written(tmp_path: Path) -> None:
+    split = (ClassSplit(2, 0.25, 1.5, 6.0),)
+    second = np.array([False, True])
+    found = replace(_predictions([0, 2], [[0, 1], [2, 2]], 3), second=second, split=split)
+    path = tmp_path / "predictions.parquet"
+    write_predictions(path, found, _strings(found.labels), _strings(found.labels))
+    again = read_predictions(path)
+    assert again.split == split
+    np.testing.assert_array_equal(again.second, second)
+    assert again.without_clusters().second is None
+    # Of a class that is not there.
+    other = replace(found, split=(ClassSplit(3, 0.25, 1.5, 6.0),))
+    write_predictions(path, other, _strings(found.labels), _strings(found.labels))
+    with pytest.raises(RunDirectoryError, match="none of the classes"):
+        read_predictions(path)
 
 
 @pytest.mark.parametrize("damage", ["missing", "no parquet", "another table", "a label too large"])
