@@ -1,6 +1,7 @@
 """The job scan: what is asked of the model, what is kept, stopping and going on."""
 
 import json
+import sys
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -168,7 +169,8 @@ def test_kinds_are_found_by_the_activations_of_all_images(
         odds = np.where(third, 50, -50).astype(np.float32)
         return Split(odds, np.zeros(len(labels), bool), (ClassSplit(1, 0.3, 2.0, 6.0),))
 
-    monkeypatch.setattr("pbe_fast.scan.split_classes", split)
+    # The function hides the module of its name.
+    monkeypatch.setattr(sys.modules["pbe_fast.scan"], "split_classes", split)
     metrics = scan(_config(world), tmp_path / "out")
     found = read_predictions(tmp_path / "out" / "predictions.parquet")
     np.testing.assert_array_equal(found.second, third[chosen(data.manifest.labels, 7, 0)])
