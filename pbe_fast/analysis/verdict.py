@@ -14,9 +14,9 @@ all-to-all backdoor gives.
 model (:mod:`pbe_fast.erase.split`), and so do photographs of one thing; but triggered images are
 also much harder to perturb than the others of their label, or much easier. So of each label that
 falls apart, the nats by which two kinds explain its activations better than one, times the distance
-of the two kinds' margins under a perturbation in standard deviations; as a logarithm. This sees
-backdoors, BadNets' above all, whose trigger is too strong for a small perturbation to make or to
-break, so that no adversarial example falls to its label.
+of the two kinds' margins, as they are or under the smallest perturbation, in standard deviations;
+as a logarithm. This sees backdoors, BadNets' above all, whose trigger is too strong for a small
+perturbation to make or to break, so that no adversarial example falls to its label.
 
 *Apart.* The share of all classes that are two kinds of images: with a trigger for every label,
 nearly all; else those that happen to be.
@@ -129,8 +129,9 @@ def judge(found: Predictions, benign: Sequence[Mapping[Kind, float]] | None = No
     infected = p_value <= LEVEL
     mode: Literal["all_to_one", "all_to_all"] | None = None
     targets: tuple[int, ...] = ()
-    if infected:
-        mode = "all_to_all" if seen[0].kind in ("shift", "apart") else "all_to_one"
+    if infected:  # with a trigger for every label, single labels stand out, too
+        every = any(one.kind in ("shift", "apart") for one in above)
+        mode = "all_to_all" if every else "all_to_one"
     if mode == "all_to_one":
         targets = tuple(
             dict.fromkeys(
@@ -199,9 +200,10 @@ def _gaps(found: Predictions) -> list[Evidence]:
         squares = sum(((kind - kind.mean(0)) ** 2).sum(0) for kind in kinds)
         deviation = np.sqrt(squares / (len(first) + len(other))) + _TINY
         distance = np.abs(first.mean(0) - other.mean(0)) / deviation
-        size = 1 + int(distance[1:].argmax())
+        # Larger perturbations part photographs of one thing from the others, too.
+        size = int(distance[:2].argmax())
         score = float(np.log(max(split.gain * distance[size], _TINY)))
-        seen.append(Evidence("gap", score, split.label, found.eps_255[size - 1]))
+        seen.append(Evidence("gap", score, split.label, (None, *found.eps_255)[size]))
     return seen
 
 

@@ -61,9 +61,10 @@ def evidence_words(one: Evidence, classes: Sequence[str] = ()) -> str:
                 "spread evenly, on average over the classes."
             )
         case "gap":
+            how = f"how hard they are to perturb{size}" if size else "how sure it is of them"
             return (
-                f"The images of label {label} are two kinds to the model, by their activations and "
-                f"by how hard they are to perturb{size}."
+                f"The images of label {label} are two kinds to the model, by its activations and "
+                f"by {how}."
             )
         case "apart":
             share = 100 * one.share

@@ -134,6 +134,19 @@ def test_two_kinds_that_differ_in_both_ways_are_a_trigger(margins: tuple[float, 
     assert not judge(found.without_clusters(), BENIGN).infected
 
 
+def test_margins_count_as_they_are_and_at_the_smallest_size_alone() -> None:
+    found = _kinds(2.0, (0.0, 0.0))
+    assert found.second is not None
+    clean, large = (np.where(found.second, 6, 0) * (np.arange(3) == i)[:, None] for i in (0, 2))
+    margins = np.c_[found.margins, found.margins[:, 1]]
+    more = replace(
+        found, eps_255=(2.0, 8.0), predicted=np.c_[found.predicted, found.predicted[:, 1]]
+    )
+    gap = _of(replace(more, margins=margins + clean.T), "gap")
+    assert (gap.eps_255, gap.score) == (None, pytest.approx(math.log(2 * 6), abs=0.3))
+    assert _of(replace(more, margins=margins + large.T), "gap").score < math.log(2)
+
+
 def test_one_of_the_two_differences_alone_is_not() -> None:
     assert _of(_kinds(0.2, (4.0, -4.0)), "gap").score < math.log(2)
     assert _of(_kinds(2.0, (0.1, -0.1)), "gap").score < 0
@@ -154,6 +167,15 @@ def test_many_classes_that_fall_apart_are_all_to_all() -> None:
     assert (said.infected, said.mode, said.targets) == (True, "all_to_all", ())
     assert not judge(_scan(_evenly, second=second, split=()), BENIGN).infected
     assert json.loads(json.dumps(asdict(said)))["mode"] == "all_to_all"  # plain numbers alone
+
+
+def test_a_trigger_for_every_label_shows_in_single_ones_too() -> None:
+    found = _kinds(9.0, (4.0, -4.0))
+    split = tuple(replace(found.split[0], label=k) for k in range(9))
+    every = replace(found, split=split)
+    assert evidence(every)[0].kind == "gap"
+    assert judge(every, BENIGN).mode == "all_to_all"
+    assert judge(found, BENIGN).mode == "all_to_one"
 
 
 # the test
