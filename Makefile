@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-slow test-gpu check bench bench-gpu study clean
+.PHONY: demo test test-slow test-gpu check bench bench-gpu study study-appendix clean
 
 .venv/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -42,6 +42,16 @@ bench-gpu: .venv/.bench
 # where it stopped. With a cluster: python -m bench.study runs/study --ray auto
 study: .venv/.bench
 	$(BIN)/python -m bench.study runs/study
+
+# Theory, where adversarial examples go with the scan's verdict, and features: the numbers and figures
+# of docs/theory.md and docs/findings.md. PBE_DATA is a folder with gtsrb32 and cifar10 as image folders.
+study-appendix: .venv/.bench
+	@test -n "$(PBE_DATA)" || { echo "Set PBE_DATA to a folder with gtsrb32 and cifar10."; exit 2; }
+	$(BIN)/python -m bench.theory
+	$(BIN)/python -m bench.calibration runs/calibration --images "$(PBE_DATA)"
+	$(BIN)/python -m bench.appendix_predictions runs/calibration --figures --images "$(PBE_DATA)" --add
+	$(BIN)/python -m bench.appendix_features runs/appendix
+	$(BIN)/python -m bench.docs
 
 clean:
 	rm -rf .venv runs

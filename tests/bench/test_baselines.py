@@ -111,7 +111,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
         "data.image_size": SIZE,
         "data.augment": "none",
         "model.options.width": 4,
-        "epochs": 15,
+        "epochs": 20,
         "batch_size": 32,
         "lr": 0.05,
         "precision": "float32",
@@ -302,7 +302,7 @@ def test_the_student_takes_the_attention_of_its_teacher(world: World) -> None:
 
     def apart(beta: float) -> float:
         model = world.infected()
-        settings = nad.Distillation(epochs=4, batch_size=32, lr=0.01, betas=(beta,))
+        settings = nad.Distillation(epochs=8, batch_size=32, lr=0.01, betas=(beta,))
         nad._train(
             model,
             teacher,
