@@ -55,7 +55,7 @@ def evidence_words(one: Evidence, classes: Sequence[str] = ()) -> str:
                 "as often as if they were spread evenly, on average over the classes."
             )
         case "shift":
-            places = "the next label" if one.label == 1 else f"the label {label} places on"
+            places = "the next label" if one.label == 1 else f"the label {one.label} places on"
             return (
                 f"Adversarial examples{size} are given {places} {times} as often as if they were "
                 "spread evenly, on average over the classes."

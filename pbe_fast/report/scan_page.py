@@ -104,12 +104,12 @@ def render_scan(run_dir: Path, metrics: Metrics) -> Page:
 
 
 def _evidence(one: Evidence, classes: Sequence[str]) -> _Evidence:
-    benign = [scores.get(one.kind, 0.0) for scores in benign_scores()]
+    # A benign model whose labels are all of one kind has no gap, which is less than any.
+    benign = sorted(scores.get(one.kind, -np.inf) for scores in benign_scores())
+    half, most = (benign[len(benign) // 2], benign[-1]) if benign else (-np.inf, -np.inf)
     return _Evidence(
         evidence_words(one, classes),
-        _signed(one.score),
-        _signed(float(np.median(benign))) if benign else "–",
-        _signed(max(benign)) if benign else "–",
+        *(_signed(score) if np.isfinite(score) else "none" for score in (one.score, half, most)),
     )
 
 

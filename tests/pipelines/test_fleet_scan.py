@@ -56,14 +56,17 @@ def _config(world: Path) -> ScanConfig:
 
 
 class _Counting(Silent):
+    """Of each phase, how many images there are, and how many were done."""
+
     def __init__(self) -> None:
-        self.total, self.done = 0, 0
+        self.counts: dict[str, list[int]] = {}
 
     def phase(self, name: str, total: int, done: int = 0) -> None:
-        self.total, self.done = total, done
+        self.name = name
+        self.counts[name] = [total, done]
 
     def advance(self, images: int) -> None:
-        self.done += images
+        self.counts[self.name][1] += images
 
 
 def test_any_number_of_workers_makes_the_same_bytes(
@@ -74,7 +77,7 @@ def test_any_number_of_workers_makes_the_same_bytes(
         one = Fleet(replace(fleet.options, workers=workers))
         progress = _Counting()
         scan(_config(world), Path(f"out{workers}"), progress, fleet=one)
-        assert (progress.total, progress.done) == (21, 21)
+        assert progress.counts == {"scan": [21, 21], "activations": [90, 90]}
         made = (tmp_path / f"out{workers}" / "predictions.parquet").read_bytes()
         assert made == (world / "scanned" / "predictions.parquet").read_bytes()
 

@@ -2,9 +2,11 @@
 
 import dataclasses
 import json
+import math
 import re
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
@@ -19,8 +21,10 @@ from pbe_fast.analysis.predictions import (
     read_predictions,
     write_predictions,
 )
+from pbe_fast.analysis.verdict import Evidence, Verdict
 from pbe_fast.errors import RunDirectoryError
 from pbe_fast.report import write_report
+from pbe_fast.report._scan_words import evidence_words, verdict_words
 from pbe_fast.report.heatmap import heat_map
 
 HOSTILE = "<script>alert(1)</script>\"'&\x00\u202e"
@@ -77,6 +81,41 @@ def test_a_page_has_a_picture_and_a_table_for_each_size(tmp_path: Path, classes:
     assert ("60 labels with the largest share" in page) == (classes > 60)
     assert "3.0\u00a0s" in page
     assert "http" not in re.sub(r'xmlns="[^"]*"|http-equiv', "", page)
+
+
+def test_evidence_in_words() -> None:
+    names = ("zero", "one", "two")
+    said = evidence_words(Evidence("shift", math.log(2), 2, 8.0), names)
+    assert "the label 2 places on 2.0 times" in said
+    assert "the next label" in evidence_words(Evidence("shift", 0.0, 1, 8.0), names)
+    assert "label two (2) 4.0 times" in evidence_words(Evidence("pull", math.log(4), 2, 8.0), names)
+    assert "sure" in evidence_words(Evidence("gap", 1.0, 0), names)
+    assert "perturb at eps 2/255" in evidence_words(Evidence("gap", 1.0, 0, 2.0), names)
+    assert "50 % of the labels" in evidence_words(Evidence("apart", 1.0), names)
+
+
+@pytest.mark.parametrize(
+    ("mode", "targets", "words"),
+    [
+        ("all_to_one", (2,), "a trigger leads to label two (2)."),
+        ("all_to_one", (2, 0), "a trigger leads to labels two (2), zero (0)."),
+        ("all_to_all", (), "with a trigger for every label."),
+        (None, (), "No backdoor was found."),
+    ],
+)
+def test_verdicts_in_words(mode: Any, targets: tuple[int, ...], words: str) -> None:
+    seen = (Evidence("pull", 1.0, 2, 8.0),)
+    infected = mode is not None
+    p_value = 1 / 21 if infected else 3 / 21
+    for clusters in (True, False):
+        said = verdict_words(
+            Verdict(infected, mode, targets, p_value, 20, clusters, seen), ("zero", "one", "two")
+        )
+        assert said.headline.endswith(words)
+        assert said.kind == ("bad" if infected else "unknown")
+        assert ("none showed as much" if infected else "2 showed as much") in said.remark
+        assert ("scan the training set" in said.remark) == (not clusters)
+        assert ("no proof" in said.remark) == (not infected)
 
 
 def test_names_are_shown_as_text(tmp_path: Path) -> None:
