@@ -16,7 +16,7 @@ what the file says of others.
 
 import argparse
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -41,6 +41,7 @@ from pipelines._console import progress_bars
 __all__ = ["Figure", "figures", "measure", "to_next", "to_target"]
 
 Share = dict[str, float]
+FIGURES = ("B.1", "B.2", "B.3")
 
 
 def to_target(found: Predictions, target: int) -> list[Share]:
@@ -96,9 +97,9 @@ class Figure(NamedTuple):
 
 
 def figures(
-    folder: Path, images: Path | None, device: str, progress: Progress
-) -> Iterator[Figure]:  # fmt: skip
-    """The settings of appendix B; models that are missing are trained."""
+    folder: Path, wanted: Sequence[str], images: Path | None, device: str, progress: Progress
+) -> Iterator[Figure]:
+    """The settings of some of :data:`FIGURES`; models that are missing are trained."""
     dog = replace(SMALL["cifar10"], name="cifar10dog", attacks={"blend": {"picture": "dog"}})
     small = {
         "gtsrb43": (SMALL["gtsrb43"], "B.1", ("wanet", BENIGN)),
@@ -106,12 +107,14 @@ def figures(
         "cifar10dog": (dog, "B.3", ("blend",)),
     }
     for name, (data, figure, attacks) in small.items():
+        if figure not in wanted:
+            continue
         shards = clean_shards(folder, images, SMALL[name.removesuffix("dog")])
         for attack in attacks:
             run_case(folder, shards, data, Case(attack), device, progress)
             here = folder / name / Case(attack).name
             yield Figure(figure, name, here, shards / "test", 500 // data.classes)
-    for attack in ("wanet", "blend", BENIGN):
+    for attack in ("wanet", "blend", BENIGN) if "B.2" in wanted else ():
         here = large_model(folder, attack, device, progress)
         test = folder / f"signs-{LARGE}-clean" / "test"
         yield Figure("B.2", f"signs-{LARGE}", here, test, 10)
@@ -128,7 +131,9 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("folder", type=Path, help="of bench.study")
-    parser.add_argument("--figures", action="store_true", help="the settings of appendix B")
+    parser.add_argument(
+        "--figures", nargs="*", choices=FIGURES, help="settings of appendix B; alone: all of them"
+    )
     parser.add_argument("--images", type=Path, help="folder of gtsrb32 and cifar10")
     parser.add_argument("--data", choices=DATA, default="signs")
     parser.add_argument("--shards", type=Path, help="clean shards, in 'train' and 'test'")
@@ -162,8 +167,9 @@ def main() -> None:
 
     folder = options.folder.resolve()
     with progress_bars(Console()) as progress:
-        if options.figures:
-            for one in figures(folder, options.images, options.device, progress):
+        if options.figures is not None:
+            wanted = options.figures or FIGURES
+            for one in figures(folder, wanted, options.images, options.device, progress):
                 size = {"data.image_size": LARGE} if one.figure == "B.2" else {}
                 row(one.data, one.case, one.shards, one.per_class, progress, **size)
                 trained = json.loads((one.case / "model" / "metrics.json").read_text("utf-8"))
