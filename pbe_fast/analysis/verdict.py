@@ -37,12 +37,13 @@ import numpy.typing as npt
 
 from pbe_fast.analysis.predictions import Predictions
 
-__all__ = ["LEVEL", "Evidence", "Verdict", "benign_scores", "evidence", "judge"]
+__all__ = ["BENIGN_EPS_255", "LEVEL", "Evidence", "Verdict", "benign_scores", "evidence", "judge"]
 
 Floats = npt.NDArray[np.float64]
 Kind = Literal["pull", "shift", "gap", "apart"]
 
 LEVEL = 0.05  # share of benign models that may be called infected
+BENIGN_EPS_255 = (2.0, 8.0, 16.0)  # sizes at which they were scanned
 _SMOOTH = 0.5  # images added to every cell
 _FEWEST = 8  # images of a cluster whose margins are compared
 _TINY = 1e-9
@@ -83,6 +84,8 @@ class Verdict:
         p_value: share of benign models of which as much would be seen, at least 1 / (models + 1).
         models: how many benign models that was measured on.
         clusters: whether *gap* and *apart* were looked at.
+        comparable: whether the benign models were scanned at the same sizes; else ``p_value`` is
+            no more than a hint.
         evidence: all that was measured, the strongest first.
     """
 
@@ -92,6 +95,7 @@ class Verdict:
     p_value: float
     models: int
     clusters: bool
+    comparable: bool
     evidence: tuple[Evidence, ...]
 
     @property
@@ -138,7 +142,8 @@ def judge(found: Predictions, benign: Sequence[Mapping[Kind, float]] | None = No
                 one.label for one in above if one.kind in ("pull", "gap") and one.label is not None
             )
         )
-    return Verdict(infected, mode, targets, p_value, len(reference), clusters, seen)
+    comparable = found.eps_255 == BENIGN_EPS_255
+    return Verdict(infected, mode, targets, p_value, len(reference), clusters, comparable, seen)
 
 
 def evidence(found: Predictions) -> tuple[Evidence, ...]:

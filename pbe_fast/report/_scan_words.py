@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 
-from pbe_fast.analysis.verdict import Evidence, Verdict
+from pbe_fast.analysis.verdict import BENIGN_EPS_255, Evidence, Verdict
 from pbe_fast.report._words import Verdict as Words
 from pbe_fast.report._words import class_words
 
@@ -24,6 +24,9 @@ def verdict_words(verdict: Verdict, classes: Sequence[str] = ()) -> Words:
     seen = "none" if not as_much else f"{as_much:,}"
     remark = f"Of {models} benign models that were measured, {seen} showed as much"
     remark += f" (p = {verdict.p_value:.2g})."
+    if not verdict.comparable:
+        sizes = ", ".join(f"{eps:g}" for eps in BENIGN_EPS_255)
+        remark += f" They were scanned at eps {sizes} of 255, and this one was not: that is a hint."
     if not verdict.clusters:
         remark += (
             " Only adversarial examples were looked at. They do not show a trigger that is too "

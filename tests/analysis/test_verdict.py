@@ -219,6 +219,7 @@ def test_a_size_of_its_own_can_be_the_one_that_shows() -> None:
     )  # fmt: skip
     assert _of(both, "pull").eps_255 == 8.0
     assert _of(both, "pull").score == _of(other, "pull").score
+    assert not judge(both, BENIGN).comparable
 
 
 def test_the_benign_models_are_enough_and_whole() -> None:

@@ -5,6 +5,7 @@ import json
 import math
 import re
 from html.parser import HTMLParser
+from itertools import product
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -107,10 +108,10 @@ def test_verdicts_in_words(mode: Any, targets: tuple[int, ...], words: str) -> N
     seen = (Evidence("pull", 1.0, 2, 8.0),)
     infected = mode is not None
     p_value = 1 / 21 if infected else 3 / 21
-    for clusters in (True, False):
-        said = verdict_words(
-            Verdict(infected, mode, targets, p_value, 20, clusters, seen), ("zero", "one", "two")
-        )
+    for clusters, comparable in product((True, False), repeat=2):
+        verdict = Verdict(infected, mode, targets, p_value, 20, clusters, comparable, seen)
+        said = verdict_words(verdict, ("zero", "one", "two"))
+        assert ("at eps 2, 8, 16 of 255" in said.remark) == (not comparable)
         assert said.headline.endswith(words)
         assert said.kind == ("bad" if infected else "unknown")
         assert ("none showed as much" if infected else "2 showed as much") in said.remark
