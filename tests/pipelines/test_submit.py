@@ -112,7 +112,7 @@ def test_the_source_of_the_three_packages_travels(tmp_path: Path) -> None:
     source = {
         path.relative_to(ROOT).as_posix(): path.read_bytes()
         for package in ("kernels", "pbe_fast", "pipelines")
-        for suffix in ("*.py", "*.html", "py.typed")
+        for suffix in ("*.py", "*.html", "*.json", "py.typed")
         for path in (ROOT / package).rglob(suffix)
     }
     assert {name: found.get(name) for name in source} == source
