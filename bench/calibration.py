@@ -29,7 +29,7 @@ from bench.attacks import BENIGN, CELLS, TARGET
 from bench.study import Case, DataSet, prepare, run_case
 from pbe_fast import ScanConfig, load_config, scan
 from pbe_fast.analysis.predictions import PREDICTIONS_NAME, read_predictions
-from pbe_fast.analysis.verdict import evidence, judge
+from pbe_fast.analysis.verdict import judge
 from pbe_fast.data import MANIFEST_NAME, Sample, write_shards
 from pbe_fast.data.converters import read_image_folder
 from pbe_fast.progress import Progress
@@ -112,9 +112,7 @@ def reference(folder: Path) -> list[dict[str, Any]]:
     """The strongest evidence of each kind in every benign model that was scanned."""
     rows = []
     for file in sorted(folder.glob(f"*/{BENIGN}-*/scan/{PREDICTIONS_NAME}")):
-        scores: dict[str, float] = {}
-        for one in evidence(read_predictions(file)):
-            scores.setdefault(one.kind, one.score)
+        scores = {one.kind: one.score for one in judge(read_predictions(file), []).strongest}
         rows.append({"data": file.parts[-4], "case": file.parts[-3], "scores": scores})
     return rows
 
@@ -152,7 +150,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--images", type=Path, help="folder of gtsrb32 and cifar10")
     parser.add_argument("--only", nargs="*", default=[""], help="cases with this in DATA/CASE")
-    parser.add_argument("--seeds", type=int, nargs="*", default=list(range(6)))
+    parser.add_argument("--seeds", type=int, nargs="*", default=list(range(5)))
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--table", action="store_true", help="collect alone, run nothing")
     parser.add_argument("--out", type=Path, default=Path("bench/results/scan_calibration.json"))

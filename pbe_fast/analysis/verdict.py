@@ -127,7 +127,7 @@ def judge(found: Predictions, benign: Sequence[Mapping[Kind, float]] | None = No
         kinds = (*kinds, "gap", "apart")
     reference = [max(scores[kind] for kind in kinds if kind in scores) for scores in benign]
     seen = evidence(found)
-    above = [one for one in seen if sum(score >= one.score for score in reference) == 0]
+    above = [one for one in seen if all(score < one.score for score in reference)]
     exceeding = sum(score >= seen[0].score for score in reference) if seen else len(reference)
     p_value = (1 + exceeding) / (1 + len(reference))
     infected = p_value <= LEVEL
@@ -151,7 +151,8 @@ def evidence(found: Predictions) -> tuple[Evidence, ...]:
 
     Of *pull*, *shift* and *gap* the strongest one for each label.
     """
-    seen = [*_pulls(found), *_shifts(found)]
+    relative = _relative(found)
+    seen = [*_pulls(found, relative), *_shifts(found, relative)]
     if found.second is not None:
         seen += [*_gaps(found), _apart(found)]
     return tuple(sorted(seen, key=lambda one: (-one.score, one.kind, one.label or 0)))
@@ -170,12 +171,12 @@ def _relative(found: Predictions) -> Floats:
     return relative
 
 
-def _pulls(found: Predictions) -> list[Evidence]:
-    return _strongest("pull", _means(_relative(found), 1), found)
+def _pulls(found: Predictions, relative: Floats) -> list[Evidence]:
+    return _strongest("pull", _means(relative, 1), found)
 
 
-def _shifts(found: Predictions) -> list[Evidence]:
-    k, relative = len(found.classes), _relative(found)
+def _shifts(found: Predictions, relative: Floats) -> list[Evidence]:
+    k = len(found.classes)
     rows = np.arange(k)
     places = np.stack([relative[:, rows, (rows + s) % k] for s in range(1, k)], 1)  # (E, K - 1, K)
     return _strongest("shift", _means(places, 2), found, first=1)
