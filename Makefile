@@ -47,10 +47,7 @@ study: .venv/.bench
 # of docs/theory.md and docs/findings.md. PBE_DATA is a folder with gtsrb32 and cifar10 as image folders.
 study-appendix: .venv/.bench
 	@test -n "$(PBE_DATA)" || { echo "Set PBE_DATA to a folder with gtsrb32 and cifar10."; exit 2; }
-	$(BIN)/python -m bench.theory
-	$(BIN)/python -m bench.calibration runs/calibration --images "$(PBE_DATA)"
-	$(BIN)/python -m bench.appendix_predictions runs/calibration --figures --images "$(PBE_DATA)" --add
-	$(BIN)/python -m bench.appendix_features runs/appendix
+	$(BIN)/python -m bench.appendix runs/appendix --images "$(PBE_DATA)"
 	$(BIN)/python -m bench.docs
 
 clean:

@@ -1,18 +1,19 @@
 """The settings of the appendix's Figures 5, 6 and 7: features of adversarial and triggered images.
 
-    python -m bench.appendix_features runs/appendix
-    python -m bench.appendix_features runs/appendix --study runs/study --gtsrb runs/gtsrb
+    python -m bench.appendix_features runs/study
+    python -m bench.appendix_features runs/study --data gtsrb --shards runs/gtsrb
 
 Figure 5 is WaNet and Figure 6 BadNets at 32x32, on CIFAR-10, and Figure 7 is Blend at 224x224, on
-ImageNet-1K. Here the images are drawn signs in both sizes, with Blend at 32x32 besides; a user's
-own images are what ``pbe-fast features`` is for. ``--study`` takes models at 32x32 from a folder of
-:mod:`bench.study`, and ``--gtsrb`` measures those of :mod:`bench.attacks`, too; both are only read,
-and what is not there is trained below the first folder. Each setting is a run of ``pbe-fast
-features`` in ``features-...`` there, with its pictures.
+ImageNet-1K. :mod:`bench.appendix` does the first two on small models of CIFAR-10, and the third on
+drawn signs, with more of these in both sizes; a user's own images are what ``pbe-fast features`` is
+for. The command measures the same three attacks on models of a folder of :mod:`bench.study`, trains
+nothing, and keeps what the file says of others. Each setting is a run of ``pbe-fast features``,
+with its pictures.
 """
 
 import argparse
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,7 +22,7 @@ from rich.console import Console
 
 from bench._setup import draw, facts, write_json
 from bench.attacks import BENIGN, TARGET
-from bench.study import DATA, Case, prepare, run_case
+from bench.study import DATA, Case
 from pbe_fast import FeaturesConfig, PoisonConfig, TrainConfig, load_config, poison, train
 from pbe_fast.analysis.features import measure_features
 from pbe_fast.progress import Progress
@@ -29,11 +30,24 @@ from pbe_fast.train import MODEL_NAME
 from pbe_fast.triggers.poisoning import ATTACK_NAME, TRUTH_NAME
 from pipelines._console import progress_bars
 
-__all__ = ["FIGURES", "LARGE", "Setting", "large_model", "measure", "settings"]
+__all__ = [
+    "FIGURES",
+    "LARGE",
+    "LARGE_NAME",
+    "OUT",
+    "Setting",
+    "keep",
+    "large_model",
+    "measure",
+    "settings",
+]
+
+OUT = Path("bench/results/appendix_features.json")
 
 FIGURES = {"wanet": "5", "badnets": "6", "blend": "7"}
 CLASSES = 10
 LARGE = 224
+LARGE_NAME = f"signs-{LARGE}"
 # Pixels, epochs, learning rate, batch: most of it where a step costs least. The poisoned images
 # are those at 224, brought to the size; Blend's picture outlives that, as it is smooth.
 STAGES = ((64, 14, 0.05, 32), (128, 5, 0.03, 32), (LARGE, 3, 0.02, 32))
@@ -44,9 +58,9 @@ LARGE_ATTACKS = {"wanet": {"strength": 2.0 * LARGE / 32}}  # moves as large a pa
 
 def large_model(folder: Path, attack: str, device: str, progress: Progress) -> Path:
     """The folder of a model at 224x224 on drawn signs, with its trigger; made where missing."""
-    clean = folder / f"signs-{LARGE}-clean"
+    clean = folder / f"{LARGE_NAME}-clean"
     draw(clean, CLASSES, LARGE, PER_CLASS)
-    here = folder / f"signs-{LARGE}" / attack
+    here = folder / LARGE_NAME / attack
     infected = attack != BENIGN
     if infected and not (here / "poisoned" / TRUTH_NAME).exists():
         plan = PoisonConfig.model_validate(
@@ -83,77 +97,59 @@ def large_model(folder: Path, attack: str, device: str, progress: Progress) -> P
 
 
 class Setting(NamedTuple):
-    """What is compared: an attack on a data set, its model and a benign one, and images."""
+    """What is compared: an attack's model and a benign one, both below a folder, and images."""
 
-    name: str
     data: str
-    size: int
     attack: str
-    infected: Path
-    benign: Path
-    trigger: Path
+    folder: Path
     test: Path
 
     @property
+    def size(self) -> int:
+        """Of the images, in pixels."""
+        return LARGE if self.data == LARGE_NAME else 32
+
+    @property
+    def name(self) -> str:
+        """Of its run."""
+        return f"{self.data.removesuffix(f'-{LARGE}')}-{self.size}-{self.attack}"
+
+    @property
     def figure(self) -> str | None:
-        """Of the appendix, whose setting this is."""
-        drawn = self.data == "signs" and (self.size == LARGE) == (self.attack == "blend")
-        return FIGURES[self.attack] if drawn else None
+        """Of the appendix, whose setting this is, or is nearest to."""
+        of_figure = {"wanet": "cifar10", "badnets": "cifar10", "blend": LARGE_NAME}
+        return FIGURES[self.attack] if self.data == of_figure[self.attack] else None
+
+    def case(self, attack: str) -> Path:
+        """The folder of a model."""
+        name = attack if self.data == LARGE_NAME else Case(attack).name
+        return self.folder / self.data / name
 
 
-def settings(
-    folder: Path, study: Path | None, gtsrb: Path | None, device: str, progress: Progress
-) -> Iterator[Setting]:
-    """All of them; what a study does not have is trained as the study would, below ``folder``."""
-    signs = DATA["signs"]
-    shards = prepare(folder, signs, study / "signs-clean" if study else None)
-
-    def case(name: str) -> Path:
-        wanted = Case(name)
-        kept = study / signs.name / wanted.name if study else folder / "none"
-        whole = (kept / "model" / MODEL_NAME).exists() and (
-            name == BENIGN or (kept / "poisoned" / ATTACK_NAME).exists()
-        )
-        if whole:
-            return kept
-        run_case(folder, shards, signs, wanted, device, progress)
-        return folder / signs.name / wanted.name
-
-    def setting(data: str, size: int, attack: str, here: Path, benign: Path, test: Path) -> Setting:
-        name = f"{data}-{size}-{attack}"
-        model, trigger = here / "model" / MODEL_NAME, here / "poisoned" / ATTACK_NAME
-        return Setting(name, data, size, attack, model, benign, trigger, test)
-
-    benign = case(BENIGN) / "model" / MODEL_NAME
-    for attack in FIGURES:
-        yield setting("signs", 32, attack, case(attack), benign, shards / "test")
-    for attack in FIGURES if gtsrb else ():
-        assert gtsrb is not None
-        yield Setting(
-            f"gtsrb-32-{attack}", "gtsrb", 32, attack, gtsrb / f"model-{attack}" / MODEL_NAME,
-            gtsrb / f"model-{BENIGN}" / MODEL_NAME, gtsrb / f"poisoned-{attack}" / ATTACK_NAME,
-            gtsrb / "test",
-        )  # fmt: skip
-    here, other = (large_model(folder, attack, device, progress) for attack in ("blend", BENIGN))
-    test = folder / f"signs-{LARGE}-clean" / "test"
-    yield setting("signs", LARGE, "blend", here, other / "model" / MODEL_NAME, test)
+def settings(folder: Path) -> Iterator[Setting]:
+    """Those of :mod:`bench.appendix`."""
+    for data, attacks in (
+        ("cifar10", ("wanet", "badnets")),
+        ("signs10", FIGURES),
+        (LARGE_NAME, ("wanet", "blend")),
+    ):
+        for attack in attacks:
+            yield Setting(data, attack, folder, folder / f"{data}-clean" / "test")
 
 
-def measure(
-    one: Setting, folder: Path, images: int, device: str, progress: Progress
-) -> dict[str, Any]:
+def measure(one: Setting, images: int, device: str, progress: Progress) -> dict[str, Any]:
     """Compare features, in a run directory; what the table needs of it."""
     values = {
-        "model.checkpoint": one.infected,
-        "benign": one.benign,
+        "model.checkpoint": one.case(one.attack) / "model" / MODEL_NAME,
+        "benign": one.case(BENIGN) / "model" / MODEL_NAME,
         "data.test": one.test,
-        "data.attack": one.trigger,
+        "data.attack": one.case(one.attack) / "poisoned" / ATTACK_NAME,
         "images": images,
         "device": device,
         "memory_format": "contiguous",  # so that nothing depends on a measured choice
     }
     config = load_config(FeaturesConfig, values=values)
-    found = measure_features(config, folder / f"features-{one.name}", progress)
+    found = measure_features(config, one.folder / f"features-{one.name}", progress)
     return {
         "setting": one.name,
         "figure": one.figure,
@@ -170,35 +166,44 @@ def measure(
     }
 
 
+def keep(rows: Sequence[dict[str, Any]], out: Path, device: str) -> None:
+    """Write rows beside those that the file has of other settings."""
+    kept = json.loads(out.read_text(encoding="utf-8"))["settings"] if out.exists() else []
+    by_name = {row["setting"]: row for row in [*kept, *rows]}
+    content = {**facts(device), "settings": [by_name[name] for name in sorted(by_name)]}
+    commands = (
+        "bench.appendix runs/appendix --images IMAGES",
+        "bench.appendix_features runs/study",
+    )
+    content["command"] = "; ".join(f"python -m {command}" for command in commands)
+    write_json(out, content)
+
+
 def main() -> None:
-    """Parse the command line, train what is missing, compare, and keep the results."""
+    """Parse the command line, compare what a study has, and keep the rows."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--study", type=Path, help="a folder of bench.study, which is only read")
-    parser.add_argument("--gtsrb", type=Path, help="a folder of bench.attacks, which is only read")
-    parser.add_argument("--images", type=int, default=500)
+    parser.add_argument("folder", type=Path, help="of bench.study")
+    parser.add_argument("--data", choices=DATA, default="signs")
+    parser.add_argument("--shards", type=Path, help="clean shards, in 'train' and 'test'")
+    parser.add_argument("--images", type=int, default=400)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--out", type=Path, default=Path("bench/results/appendix_features.json"))
+    parser.add_argument("--out", type=Path, default=OUT)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
+    folder, data = options.folder.resolve(), options.data
+    test = (options.shards or folder / f"{data}-clean") / "test"
     rows = []
     with progress_bars(Console()) as progress:
-        for one in settings(options.folder, options.study, options.gtsrb, options.device, progress):
-            progress.say(one.name)
-            rows.append(measure(one, options.folder, options.images, options.device, progress))
-    content = {**facts(options.device), "settings": rows}
-    # Without the paths of a machine.
-    plain = {
-        "runs/bench": "runs/appendix",
-        options.study: "runs/study",
-        options.gtsrb: "runs/gtsrb",
-    }
-    for path, word in plain.items():
-        content["command"] = f"{content['command']} ".replace(f" {path} ", f" {word} ").strip()
-    write_json(options.out, content)
+        for attack in FIGURES:
+            one = Setting(data, attack, folder, test)
+            models = (one.case(name) / "model" / MODEL_NAME for name in (attack, BENIGN))
+            if all(model.exists() for model in models):
+                progress.say(one.name)
+                rows.append(measure(one, options.images, options.device, progress))
+    keep(rows, options.out, options.device)
 
 
 if __name__ == "__main__":

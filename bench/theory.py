@@ -10,6 +10,7 @@ import argparse
 import json
 import math
 from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -33,11 +34,12 @@ from pbe_fast.analysis.linear import (
 from pbe_fast.randomness import numpy_generator
 from pbe_fast.run_directory import versions
 
-__all__ = ["random_problem"]
+__all__ = ["measure", "random_problem"]
 
 RESULT = Path(__file__).parent / "results" / "theory.json"
 FIGURE = Path(__file__).parent.parent / "docs" / "theory.png"
 DELTA = 0.05
+SETTINGS = 2000
 _ASCENTS = 10  # one setting of so many is given to the adversary, too
 
 
@@ -106,14 +108,10 @@ def answers() -> list[dict[str, Any]]:
     return rows
 
 
-def main() -> None:
-    """Measure and write."""
-    parser = argparse.ArgumentParser(description="Appendix A in numbers.")
-    parser.add_argument("--settings", type=int, default=2000, help="of the survey")
-    wanted = parser.parse_args()
-    console = Console()
-    points = sweep(Setting(), DELTA, say=console.print)
-    console.print(f"{wanted.settings:,} random settings")
+def measure(settings: int = SETTINGS, say: Callable[[str], None] = lambda _: None) -> None:
+    """Everything, with so many random settings; writes the JSON and the figure."""
+    points = sweep(Setting(), DELTA, say=say)
+    say(f"{settings:,} random settings")
     found = [
         {"witness": witness.name, "delta": witness.delta} | dict(claim.as_dict())
         for witness, claim in refutations()
@@ -122,7 +120,7 @@ def main() -> None:
         "command": "python -m bench.theory",
         "versions": {k: v for k, v in versions().items() if k in ("python", "numpy", "torch")},
         "base": asdict(Setting()) | {"delta": DELTA},
-        "survey": survey(wanted.settings),
+        "survey": survey(settings),
         "witnesses": found,
         "untargeted": answers(),
         "sweep": {name: [asdict(p) for p in row] for name, row in points.items()},
@@ -138,6 +136,13 @@ def _short(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _short(item) for key, item in value.items()}
     return [_short(item) for item in value] if isinstance(value, list) else value
+
+
+def main() -> None:
+    """Parse the command line and measure."""
+    parser = argparse.ArgumentParser(description="Appendix A in numbers.")
+    parser.add_argument("--settings", type=int, default=SETTINGS, help="of the survey")
+    measure(parser.parse_args().settings, Console().print)
 
 
 if __name__ == "__main__":

@@ -1,14 +1,19 @@
 """The study from nothing, on a few drawn signs."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from bench import study
 from bench.study import Case, DataSet, added, cases, collect, der, prepare, run_case, run_cell
+from pbe_fast.data.manifest import Manifest
+from pbe_fast.data.shards import read_bytes
 from pbe_fast.progress import Silent
 
-TINY = DataSet("tiny", classes=3, train_per_class=12, test_per_class=4, epochs=1)
+TINY = DataSet(
+    "tiny", classes=3, train_per_class=12, test_per_class=4, epochs=1, clean_fraction=0.5
+)
 
 
 def test_cases_are_all_that_the_study_promises() -> None:
@@ -36,7 +41,6 @@ def test_a_case_and_its_cells(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         "pbe": {"method": "pbe", "pbe.epochs": 1, "pbe.adversarial_batches": 1, **quick},
     }
     monkeypatch.setattr(study, "METHODS", methods)
-    monkeypatch.setattr(study, "CLEAN_FRACTION", 0.5)
     shards = prepare(tmp_path, TINY, None)
     infected, benign = Case("badnets", "all_to_all", 0.2, 1), Case("benign", seed=1)
     for case in (infected, benign):
@@ -53,3 +57,19 @@ def test_a_case_and_its_cells(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     before = model.stat().st_mtime_ns
     run_case(tmp_path, shards, TINY, infected, "cpu", Silent())  # is there already
     assert model.stat().st_mtime_ns == before
+
+
+def test_thinned_shards_have_every_third_image_by_name(tmp_path: Path) -> None:
+    whole = Manifest.load(prepare(tmp_path, TINY, None) / "train")
+    thinned = replace(TINY, name="thin", every=3)
+    made = Manifest.load(prepare(tmp_path, thinned, tmp_path / "tiny-clean") / "train")
+    expected = sorted(whole.keys.to_pylist())[::3]
+    assert sorted(made.keys.to_pylist()) == expected
+    labels = dict(zip(whole.keys.to_pylist(), whole.labels.tolist(), strict=True))
+    assert made.labels.tolist() == [labels[key] for key in made.keys.to_pylist()]
+    assert made.classes == whole.classes
+    for kept in range(len(made)):
+        origin = whole.keys.to_pylist().index(made.keys[kept].as_py())
+        assert read_bytes(made, kept) == read_bytes(whole, origin)
+    test = Manifest.load(tmp_path / "thin-clean" / "test")
+    assert len(test) == 3 * TINY.test_per_class  # the test images are all there

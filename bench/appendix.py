@@ -1,0 +1,157 @@
+"""Everything of the paper's appendix from nothing: docs/theory.md and docs/findings.md.
+
+    python -m bench.appendix runs/appendix --images IMAGES
+    python -m bench.appendix runs/appendix --images IMAGES --only theory signs10
+    python -m bench.appendix runs/appendix --images IMAGES --only calibration
+
+``IMAGES`` holds ``gtsrb32`` and ``cifar10`` as image folders. First models are trained, scanned
+with what they were trained on (:mod:`bench.calibration`), and the theory is checked
+(:mod:`bench.theory`); then the predictions of Figures B.1 to B.3
+(:mod:`bench.appendix_predictions`) and the features of Figures 5 to 7
+(:mod:`bench.appendix_features`) are measured. ``--jobs`` processes of one thread work side by side,
+one for each core unless said otherwise. Everything is a run directory below the folder, and what is
+finished is not done again. The results are JSON files under ``bench/results``, of which ``python -m
+bench.docs`` makes the tables.
+"""
+
+import argparse
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+from time import perf_counter
+from typing import Any, NamedTuple
+
+import torch
+
+from bench import appendix_features, appendix_predictions, calibration, theory
+from bench.attacks import BENIGN
+from bench.study import Case, run_case
+from pbe_fast.progress import Silent
+
+__all__ = ["Job", "measurements", "models", "work_off"]
+
+IMAGES = 400  # whose features are measured
+
+
+class Job(NamedTuple):
+    """A piece of work that a process does by itself.
+
+    Attributes:
+        name: part, and what of it.
+        work: can be pickled.
+    """
+
+    name: str
+    work: Callable[[], Any]
+
+
+def models(folder: Path, images: Path) -> list[Job]:
+    """The theory, and everything that trains; the longest first, so that none is left over."""
+    silent = Silent()
+    shards = {
+        name: calibration.clean_shards(folder, images, data)
+        for name, data in calibration.DATA.items()
+    }
+    calibrated = [
+        Job(
+            f"calibration {data.name}/{case.name}",
+            partial(calibration.run, folder, shards[data.name], data, case, silent),
+        )
+        for data, case in calibration.cases()
+    ]
+    of_predictions = [
+        Job(
+            f"model of {one.figure} {one.data}/{one.attack}",
+            partial(appendix_predictions.make, one, folder, "cpu", silent),
+        )
+        for one in appendix_predictions.FIGURES
+        if not any(name.endswith(f" {one.data}/{Case(one.attack).name}") for name, _ in calibrated)
+    ]
+    cifar10 = calibration.DATA["cifar10"]
+    of_features = [
+        Job(
+            f"model of figure {appendix_features.FIGURES[attack]} cifar10/{attack}",
+            partial(run_case, folder, shards["cifar10"], cifar10, Case(attack), "cpu", silent),
+        )
+        for attack in ("wanet", "badnets")
+    ]
+    infected = [job for job in calibrated if BENIGN not in job.name]
+    benign = [job for job in calibrated if BENIGN in job.name]
+    return [*of_predictions, Job("theory", theory.measure), *of_features, *infected, *benign]
+
+
+def measurements(folder: Path) -> list[Job]:
+    """What is measured with the models when they are all there; each job gives a row."""
+    silent = Silent()
+    of_features = [
+        Job(
+            f"features {one.name}",
+            partial(appendix_features.measure, one, IMAGES, "cpu", silent),
+        )
+        for one in appendix_features.settings(folder)
+    ]
+    of_predictions = [
+        Job(
+            f"predictions {one.figure} {one.data}/{one.attack}",
+            partial(appendix_predictions.figure_row, one, folder, "cpu", silent),
+        )
+        for one in appendix_predictions.FIGURES
+    ]
+    return of_predictions + of_features
+
+
+def work_off(jobs: Sequence[Job], processes: int) -> dict[str, Any]:
+    """Do jobs side by side, in processes of one thread each; their results by name.
+
+    Raises:
+        Exception: that of the first job to fail, when those that run beside it have ended; what
+            has not begun is not.
+    """
+    begun, results = perf_counter(), dict[str, Any]()
+    with ProcessPoolExecutor(
+        min(processes, len(jobs)) or 1,
+        mp_context=get_context("spawn"),
+        initializer=torch.set_num_threads,
+        initargs=(1,),
+    ) as pool:
+        running = {pool.submit(job.work): job.name for job in jobs}
+        try:
+            for done in as_completed(running):
+                results[running[done]] = done.result()
+                minutes = (perf_counter() - begun) / 60
+                told = f"{len(results)} of {len(jobs)}, {minutes:.0f} min: {running[done]}"
+                print(told, flush=True)
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+    return results
+
+
+def main() -> None:
+    """Parse the command line, do what is missing, and keep the results."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--images", type=Path, required=True, help="with gtsrb32 and cifar10")
+    parser.add_argument("--only", nargs="*", default=[""], help="jobs with this in their names")
+    parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)))
+    options = parser.parse_args()
+    folder, images = options.folder.resolve(), options.images.resolve()
+    os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that begin from here on
+
+    def chosen(jobs: list[Job]) -> list[Job]:
+        return [job for job in jobs if any(word in job.name for word in options.only)]
+
+    work_off(chosen(models(folder, images)), options.jobs)
+    rows = work_off(chosen(measurements(folder)), options.jobs)
+    calibration.keep(folder, calibration.OUT)
+    for part, module in (("features", appendix_features), ("predictions", appendix_predictions)):
+        module.keep([row for name, row in rows.items() if name.startswith(part)], module.OUT, "cpu")
+
+
+if __name__ == "__main__":
+    main()

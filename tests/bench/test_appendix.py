@@ -1,0 +1,88 @@
+"""The jobs behind docs/findings.md: nothing is measured that was not trained; failures are told."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from bench import appendix, appendix_features, appendix_predictions, calibration
+from bench.appendix import Job, measurements, models, work_off
+from bench.attacks import BENIGN
+from bench.study import Case
+from pbe_fast.progress import Silent
+
+
+def test_every_model_that_is_measured_is_made_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[Path] = []
+
+    def run_case(folder: Path, _: Any, data: Any, case: Case, *__: Any) -> None:
+        made.append(folder / data.name / case.name)
+
+    def large_model(folder: Path, attack: str, *_: Any) -> Path:
+        made.append(folder / appendix_features.LARGE_NAME / attack)
+        return made[-1]
+
+    for module in (appendix, appendix_predictions, calibration):
+        monkeypatch.setattr(module, "run_case", run_case)
+    monkeypatch.setattr(appendix_predictions, "large_model", large_model)
+    monkeypatch.setattr(calibration, "scan", lambda *_: None)
+    monkeypatch.setattr(calibration, "clean_shards", lambda folder, *_: folder)
+    for job in models(tmp_path, tmp_path):
+        if job.name != "theory":
+            job.work()
+    assert len(set(made)) == len(made)
+    needed = {
+        one.case(attack)
+        for one in appendix_features.settings(tmp_path)
+        for attack in (one.attack, BENIGN)
+    }
+    for one in appendix_predictions.FIGURES:
+        needed.add(appendix_predictions.make(one, tmp_path, "cpu", Silent()))
+    assert needed <= set(made[: len(models(tmp_path, tmp_path)) - 1])
+
+
+def test_jobs_have_names_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(calibration, "clean_shards", lambda folder, *_: folder)
+    names = [job.name for job in [*models(tmp_path, tmp_path), *measurements(tmp_path)]]
+    assert len(set(names)) == len(names)
+
+
+def test_results_come_by_name_from_processes_of_one_thread() -> None:
+    found = work_off([Job("threads", torch.get_num_threads), Job("path", Path.cwd)], 2)
+    assert found == {"threads": 1, "path": Path.cwd()}
+
+
+def test_no_jobs_are_no_work() -> None:
+    assert work_off([], 2) == {}
+
+
+def test_a_job_that_fails_ends_the_work() -> None:
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        work_off([Job("bad", Path("nowhere").stat)], 1)
+
+
+@pytest.mark.parametrize("missing", [0, 1])
+def test_benign_models_are_kept_for_the_verdict_if_none_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, missing: int
+) -> None:
+    wanted = [case for _, case in calibration.cases() if case.attack == BENIGN]
+    rows = [{"case": case.name} for case in wanted][missing:]
+    monkeypatch.setattr(calibration, "reference", lambda _: rows)
+    monkeypatch.setattr(calibration, "files", lambda _: tmp_path)
+    calibration.keep(tmp_path, tmp_path / "out.json")
+    assert (tmp_path / "benign.json").exists() == (not missing)
+    assert json.loads((tmp_path / "out.json").read_text())["rows"] == []
+
+
+def test_rows_of_others_stay(tmp_path: Path) -> None:
+    out = tmp_path / "out.json"
+    appendix_features.keep([{"setting": "a", "n": 1}, {"setting": "b", "n": 1}], out, "cpu")
+    appendix_features.keep([{"setting": "a", "n": 2}], out, "cpu")
+    assert [row["n"] for row in json.loads(out.read_text())["settings"]] == [2, 1]
+    appendix_predictions.keep([{"data": "d", "case": "a"}], out2 := tmp_path / "two.json", "cpu")
+    appendix_predictions.keep([{"data": "d", "case": "b"}], out2, "cpu")
+    assert [row["case"] for row in json.loads(out2.read_text())["rows"]] == ["a", "b"]
