@@ -7,6 +7,7 @@ from statistics import fmean
 from typing import Any
 
 from bench._study import NAMES
+from bench._tables import table
 
 __all__ = ["BLOCKS"]
 
@@ -14,7 +15,14 @@ FEATURES = Path(__file__).parent / "results" / "appendix_features.json"
 PREDICTIONS = Path(__file__).parent / "results" / "appendix_predictions.json"
 CALIBRATION = Path(__file__).parent / "results" / "scan_calibration.json"
 ATTACKS = {"badnets": "BadNets", "blend": "Blend", "wanet": "WaNet"}
-DATA = {"signs": "drawn signs", "gtsrb": "GTSRB"}
+DATA = {
+    "signs": "drawn signs",
+    "signs10": "drawn signs (smaller model)",
+    "signs-224": "drawn signs",
+    "cifar10": "CIFAR-10",
+    "gtsrb": "GTSRB",
+    "gtsrb_third": "GTSRB (a third)",
+}
 KINDS = {
     "adversarial": "x̃′",
     "benign_adversarial": "x̃",
@@ -29,46 +37,38 @@ def _settings() -> list[dict[str, Any]]:
     return sorted(found, key=lambda row: (row["figure"] or "9", row["data"], row["size"]))
 
 
-def _name(row: Mapping[str, Any]) -> str:
+def _name(row: Mapping[str, Any]) -> tuple[str, str]:
     figure = f"Figure {row['figure']}" if row["figure"] else "–"
-    return f"{figure} | {ATTACKS[row['attack']]}, {DATA[row['data']]}, {row['size']}x{row['size']}"
+    size = row["size"]
+    return figure, f"{ATTACKS[row['attack']]}, {DATA[row['data']]}, {size}x{size}"
 
 
 def _similarity(claim: str, *, chance: bool) -> Callable[[], str]:
     """How near each kind of image is to the triggered one, where the trigger works."""
 
-    def table() -> str:
+    def made() -> str:
         rows = _settings()
-        heads = [*KINDS.values(), "x̃′ nearer than x̃", "x̃′ nearer than x"]
-        heads += ["by chance"] if chance else []
-        lines = [
-            f"The paper says: {rows[0]['claims'][0][claim]['paper']}.",
-            "",
-            f"| setting of | measured on | images | {' | '.join(heads)} |",
-            f"| --- | --- | ---: |{' ---: |' * len(heads)}",
-        ]
+        heads = ["setting of", "measured on", ">images", *(f">{kind}" for kind in KINDS.values())]
+        heads += [">x̃′ nearer than x̃", ">x̃′ nearer than x", *([">by chance"] if chance else [])]
+        lines = []
         for row in rows:
             told = row["claims"][0]
             near, nearer = told[claim]["to_triggered"], told[claim]["nearer_than"]
             cells = [f"{near[kind]:.3f}" for kind in KINDS]
             cells += [f"{100 * nearer[kind]:.0f} %" for kind in ("benign_adversarial", "clean")]
             cells += [f"{row['layers'][0]['chance']:.3f}"] if chance else []
-            lines.append(f"| {_name(row)} | {told['images']} | {' | '.join(cells)} |")
-        return "\n".join(lines)
+            lines.append([*_name(row), told["images"], *cells])
+        return f"The paper says: {rows[0]['claims'][0][claim]['paper']}.\n\n{table(heads, lines)}"
 
-    return table
+    return made
 
 
 def labels_table() -> str:
     """Where adversarial examples go, and what that has to do with their features."""
     rows = _settings()
-    lines = [
-        f"The paper says: {rows[0]['claims'][0]['labels']['paper']}.",
-        "",
-        "| setting of | measured on | images | trigger works | x̃′ gets the target label | x̃ does, "
-        "from the benign model | cosine of x̃′ that does | of x̃′ that does not |",
-        "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |",
-    ]
+    heads = ["setting of", "measured on", ">images", ">trigger works", ">x̃′ gets the target label"]
+    heads += [">x̃ does, from the benign model", ">cosine of x̃′ that does", ">of x̃′ that does not"]
+    lines = []
     for row in rows:
         told = row["claims"][0]["labels"]
         pair = _pair(row, "adversarial")
@@ -76,29 +76,27 @@ def labels_table() -> str:
         shares = (works, told["attacker"], told["by_a_benign_model"])
         cells = [f"{100 * share:.1f} %" for share in shares]
         cells += ["–" if (c := pair[p]["cosine"]) is None else f"{c:.3f}" for p in SIDES]
-        lines.append(f"| {_name(row)} | {row['images']} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+        lines.append([*_name(row), row["images"], *cells])
+    return f"The paper says: {rows[0]['claims'][0]['labels']['paper']}.\n\n{table(heads, lines)}"
 
 
 def direction_table() -> str:
     """Whether the adversary and the trigger push features the same way."""
-    lines = [
-        "| setting of | measured on | images | x̃′ | x̃ | x̃′ that gets the target label | "
-        "x̃′ that does not |",
-        "| --- | --- | ---: | ---: | ---: | ---: | ---: |",
-    ]
+    heads = ["setting of", "measured on", ">images", ">x̃′", ">x̃"]
+    heads += [">x̃′ that gets the target label", ">x̃′ that does not"]
+    lines = []
     for row in _settings():
         ours, theirs = _pair(row, "adversarial"), _pair(row, "benign_adversarial")
         means = [part["shift"] for part in (ours, theirs, *(ours[side] for side in SIDES))]
         cells = ["–" if mean is None else f"{mean:.3f}" for mean in means]
-        lines.append(f"| {_name(row)} | {row['images']} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+        lines.append([*_name(row), row["images"], *cells])
+    return table(heads, lines)
 
 
 def _predictions() -> tuple[list[dict[str, Any]], list[str]]:
-    """All rows, and the sizes of their perturbations."""
+    """All rows, and a head for each size of their perturbations."""
     rows: list[dict[str, Any]] = json.loads(PREDICTIONS.read_text(encoding="utf-8"))["rows"]
-    return rows, [f"{size['eps_255']:g}/255" for size in rows[0]["sizes"]]
+    return rows, [f">{size['eps_255']:g}/255" for size in rows[0]["sizes"]]
 
 
 def _shares(row: Mapping[str, Any], place: str) -> list[str]:
@@ -111,10 +109,8 @@ def _shares(row: Mapping[str, Any], place: str) -> list[str]:
 def predictions_table() -> str:
     """What falls to the attacker's label in the study's models, beside an even spread."""
     rows, eps = _predictions()
-    lines = [
-        f"| attack | attacker wants | poisoned | seed | images | {' | '.join(eps)} |",
-        f"| --- | --- | ---: | ---: | ---: |{' ---: |' * len(eps)}",
-    ]
+    heads = ["attack", "attacker wants", ">poisoned", ">seed", ">images", *eps]
+    lines = []
     for row in rows:
         if "figure" in row:
             continue
@@ -125,8 +121,8 @@ def predictions_table() -> str:
             wants = "label 1" if place == "target" else "the next label"
             poisoned = f"{100 * float(rate):g} %" if rate else "–"
             told = [NAMES.get(attack, attack), wants, poisoned, seed, f"{row['images']:,}"]
-            lines.append(f"| {' | '.join([*told, *_shares(row, place)])} |")
-    return "\n".join(lines)
+            lines.append([*told, *_shares(row, place)])
+    return table(heads, lines)
 
 
 MEASURED = {
@@ -140,22 +136,21 @@ MEASURED = {
 def figures_table() -> str:
     """The settings of Figures B.1 to B.3: what falls to label 1, beside an even spread."""
     rows, eps = _predictions()
-    lines = [
+    claim = (
         "The paper says: adversarial examples of an infected model are highly likely to be "
         "classified as the target label, regardless of the size of the images (Figure 2) and of "
-        "the trigger’s picture (Figure 3).",
-        "",
-        f"| figure | measured on | attack | ACC | ASR | images | {' | '.join(eps)} |",
-        f"| --- | --- | --- | ---: | ---: | ---: |{' ---: |' * len(eps)}",
-    ]
+        "the trigger’s picture (Figure 3)."
+    )
+    lines = []
     shown = [row for row in rows if "figure" in row]
     for row in sorted(shown, key=lambda row: (row["figure"], row["data"], row["case"])):
         attack = row["case"].split("-")[0]
         test = [f"{100 * row['test'][key]:.1f}" if key in row["test"] else "–"
                 for key in ("acc", "asr")]  # fmt: skip
         told = [row["figure"], MEASURED[row["data"]], NAMES.get(attack, attack), *test]
-        lines.append(f"| {' | '.join([*told, str(row['images']), *_shares(row, 'target')])} |")
-    return "\n".join(lines)
+        lines.append([*told, row["images"], *_shares(row, "target")])
+    heads = ["figure", "measured on", "attack", ">ACC", ">ASR", ">images", *eps]
+    return f"{claim}\n\n{table(heads, lines)}"
 
 
 CALIBRATED = {
@@ -165,6 +160,7 @@ CALIBRATED = {
     "cifar10": "CIFAR-10",
 }
 KINDS_OF_EVIDENCE = ("pull", "shift", "gap", "apart")
+KINDS_HEADS = [f">{kind}" for kind in KINDS_OF_EVIDENCE]
 
 
 def _calibration() -> list[dict[str, Any]]:
@@ -179,10 +175,7 @@ def _evidence(row: Mapping[str, Any]) -> dict[str, float]:
 
 def benign_table() -> str:
     """What a scan sees of benign models, and how many of them the others call infected."""
-    lines = [
-        "| benign models of | models | ACC | pull | shift | gap | apart | called infected |",
-        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
-    ]
+    lines = []
     every = [row for row in _calibration() if row["case"].startswith("benign")]
     for name, title in [*CALIBRATED.items(), ("", "all")]:
         rows = [row for row in every if name in ("", row["data"])]
@@ -191,17 +184,14 @@ def benign_table() -> str:
             scores = [_evidence(row)[kind] for row in rows if kind in _evidence(row)]
             cells.append(f"{min(scores):.2f} to {max(scores):.2f}" if scores else "–")
         cells.append(str(sum(row["verdict"]["infected"] for row in rows)))
-        lines.append(f"| {title} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+        lines.append([title, *cells])
+    return table(["benign models of", ">models", ">ACC", *KINDS_HEADS, ">called infected"], lines)
 
 
 def verdicts_table() -> str:
     """What the verdict says of infected models."""
-    lines = [
-        "| infected model | attack | mode | ASR | pull | shift | gap | apart | p | verdict | by | "
-        "without the training set |",
-        "| --- | --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | --- | --- | --- |",
-    ]
+    heads = ["infected model", "attack", "mode", ">ASR", *KINDS_HEADS, ">p", "verdict", "by"]
+    lines = []
     for row in _calibration():
         attack, *plan, _ = row["case"].split("-")
         if not plan:
@@ -213,8 +203,8 @@ def verdicts_table() -> str:
         told = row["verdict"]
         cells += [f"{told['p_value']:.3f}", _told(told)]
         cells.append(told["evidence"][0]["kind"] if told["infected"] else "–")
-        lines.append(f"| {' | '.join([*cells, _told(row['flows_alone'])])} |")
-    return "\n".join(lines)
+        lines.append([*cells, _told(row["flows_alone"])])
+    return table([*heads, "without the training set"], lines)
 
 
 def _told(verdict: Mapping[str, Any]) -> str:

@@ -7,6 +7,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from bench._tables import table
+
 __all__ = ["BLOCKS", "NAMES", "STUDY", "rows_of"]
 
 NAMES = {
@@ -35,6 +37,7 @@ DEFENCES = {
     "sieve": "Sieve",
 }
 WITHOUT_CLEAN = ("pbe", "sieve")
+FIGURES = (">infected ACC", ">infected ASR", ">ACC", ">ASR", ">AUROC")
 MAIN_RATE = "0.1"
 STUDY = {
     name: Path(__file__).parent / "results" / f"study_{name}.json" for name in ("signs", "gtsrb")
@@ -57,26 +60,23 @@ def study_table(name: str) -> str:
     rows = [
         row for row in rows_of(name) if row["method"] == "sieve" and row["rate"] in (MAIN_RATE, "–")
     ]
-    heads = ["infected ACC", "infected ASR", "ACC", "ASR", "AUROC"]
-    lines = [
-        f"| attack | mode | seed | {' | '.join(heads)} | backdoor found | seconds |",
-        f"| --- | --- | ---: |{' ---: |' * len(heads)} --- | ---: |",
-    ]
+    lines = []
     for row in rows:
         plan = [NAMES.get(row["attack"], row["attack"]), row["mode"].replace("_", "-"), row["seed"]]
-        cells = [*plan, *_figures(row), "yes" if row["found"] else "no", f"{row['seconds']:.0f}"]
-        lines.append(f"| {' | '.join(cells)} |")
+        found = "yes" if row["found"] else "no"
+        lines.append([*plan, *_figures(row), found, f"{row['seconds']:.0f}"])
+    heads = ["attack", "mode", ">seed", *FIGURES, "backdoor found", ">seconds"]
+    made = table(heads, lines)
     infected = [row for row in rows if "asr" in row["purified"]]
     if len(infected) < 2:
-        return "\n".join(lines)
+        return made
     asr, gain, areas = _asr(infected), _gain(infected), [row["auroc"] for row in infected]
-    lines.append("")
-    lines.append(
-        f"Over the {len(infected)} infected models with 10 %: ASR {fmean(asr):.2f} on average, "
-        f"{max(asr):.2f} at worst; ACC {fmean(gain):+.2f} on average, {min(gain):+.2f} at worst; "
+    return (
+        f"{made}\n\nOver the {len(infected)} infected models with 10 %: "
+        f"ASR {fmean(asr):.2f} on average, {max(asr):.2f} at worst; "
+        f"ACC {fmean(gain):+.2f} on average, {min(gain):+.2f} at worst; "
         f"AUROC {fmean(areas):.4f} on average, {min(areas):.4f} at worst."
     )
-    return "\n".join(lines)
 
 
 def rates_table(name: str) -> str:
@@ -85,45 +85,33 @@ def rates_table(name: str) -> str:
     of = {(row["attack"], row["mode"], row["seed"]) for row in found if row["rate"] != MAIN_RATE}
     rows = [row for row in found if (row["attack"], row["mode"], row["seed"]) in of]
     rows.sort(key=lambda row: (list(NAMES).index(row["attack"]), row["seed"], float(row["rate"])))
-    heads = ["infected ACC", "infected ASR", "ACC", "ASR", "AUROC"]
-    lines = [
-        f"| attack | poisoned | seed | {' | '.join(heads)} | backdoor found |",
-        f"| --- | ---: | ---: |{' ---: |' * len(heads)} --- |",
-    ]
+    lines = []
     for row in rows:
         plan = [NAMES[row["attack"]], f"{100 * float(row['rate']):g} %", row["seed"]]
-        cells = [*plan, *_figures(row), "yes" if row["found"] else "no"]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+        lines.append([*plan, *_figures(row), "yes" if row["found"] else "no"])
+    return table(["attack", ">poisoned", ">seed", *FIGURES, "backdoor found"], lines)
 
 
 def ablation_table(name: str) -> str:
     """Each ingredient of Sieve switched off, on the models that have every cell."""
     by_method = _by_method(name, ABLATION)
     shared = sorted(set.intersection(*(set(rows) for rows in by_method.values())))
-    lines = [
-        "| | models | ASR mean | ASR worst | ACC change, mean | worst | AUROC mean | worst |",
-        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
-    ]
+    lines = []
     for method, title in ABLATION.items():
         rows = [by_method[method][case] for case in shared]
         if rows:
             asr, gain, areas = _asr(rows), _gain(rows), [row["auroc"] for row in rows]
-            lines.append(
-                f"| {title} | {len(rows)} | {fmean(asr):.2f} | {max(asr):.2f} | "
-                f"{fmean(gain):+.2f} | {min(gain):+.2f} | {fmean(areas):.4f} | {min(areas):.4f} |"
-            )
-    return "\n".join(lines)
+            cells = [f"{fmean(asr):.2f}", f"{max(asr):.2f}", f"{fmean(gain):+.2f}"]
+            cells += [f"{min(gain):+.2f}", f"{fmean(areas):.4f}", f"{min(areas):.4f}"]
+            lines.append([title, len(rows), *cells])
+    heads = ["", ">models", ">ASR mean", ">ASR worst", ">ACC change, mean", ">worst", ">AUROC mean"]
+    return table([*heads, ">worst"], lines)
 
 
 def defences_table(name: str, mode: str, seed: str) -> str:
     """Every method on the same infected models: ACC and ASR, DER and seconds."""
     by_method = _by_method(name, DEFENCES)
     attacks = {attack: f"{attack}-{mode}-{MAIN_RATE}-{seed}" for attack in NAMES}
-    lines = [
-        f"| | clean images | {' | '.join(NAMES.values())} | DER mean | worst | seconds |",
-        f"| --- | --- |{' ---: |' * (len(NAMES) + 3)}",
-    ]
     infected: dict[str, Mapping[str, float]] = {}
     told = []
     for method, title in DEFENCES.items():
@@ -138,11 +126,13 @@ def defences_table(name: str, mode: str, seed: str) -> str:
         ]
         ders = [100 * row["der"] for row in rows.values()]
         clean = "none" if method in WITHOUT_CLEAN else "5 %"
-        summary = f"{fmean(ders):.1f} | {min(ders):.1f}" if len(rows) == len(NAMES) else "– | –"
+        every = len(rows) == len(NAMES)
+        summary = [f"{share:.1f}" if every else "–" for share in (fmean(ders), min(ders))]
         seconds = fmean(row["seconds"] for row in rows.values())
-        told.append(f"| {title} | {clean} | {' | '.join(sides)} | {summary} | {seconds:.0f} |")
+        told.append([title, clean, *sides, *summary, f"{seconds:.0f}"])
     sides = [_side(infected.get(case)) for case in attacks.values()]
-    return "\n".join([*lines, f"| (infected) | | {' | '.join(sides)} | | | |", *told])
+    heads = ["", "clean images", *(f">{name}" for name in NAMES.values()), ">DER mean", ">worst"]
+    return table([*heads, ">seconds"], [["(infected)", "", *sides, "", "", ""], *told])
 
 
 def _by_method(name: str, methods: Mapping[str, str]) -> dict[str, dict[str, Row]]:
