@@ -1,8 +1,6 @@
 """Similarity of features: the numbers, the layers, the pairs, the job and its command."""
 
 import json
-import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 from xml.etree import ElementTree
@@ -41,7 +39,7 @@ from pbe_fast.errors import ConfigError, RunDirectoryError
 from pbe_fast.models import ModelSpec, create_model, save_model
 from pbe_fast.triggers import Attack, save_attack
 from pbe_fast.triggers.badnets import BadNets
-from pipelines.cli import main
+from tests._command import Run
 
 CPU = Device(torch.device("cpu"), "float32", "contiguous")
 SIZE = 8
@@ -536,30 +534,7 @@ def test_mistakes_are_named(
     assert not (tmp_path / "run" / "features.json").exists()
 
 
-@pytest.fixture
-def run(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Callable[..., tuple[int, str, str]]:
-    """``pbe-fast ARGUMENTS`` in this process: exit code, output, errors."""
-    monkeypatch.setenv("COLUMNS", "100")
-
-    def start(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["pbe-fast", *map(str, arguments)])
-        code: object = 0
-        try:
-            main()
-        except SystemExit as ended:
-            code = ended.code or 0
-        captured = capsys.readouterr()
-        assert isinstance(code, int)
-        return code, captured.out, captured.err
-
-    return start
-
-
-def test_the_command(
-    folder: Folder, tmp_path: Path, run: Callable[..., tuple[int, str, str]]
-) -> None:
+def test_the_command(folder: Folder, tmp_path: Path, run: Run) -> None:
     key = pq.read_table(folder.shards / "manifest.parquet", columns=["key"])["key"][0].as_py()
     words = ["features", folder.infected, folder.shards, "--attack", folder.attack, "--device",
              "cpu", "--benign", folder.benign, "--images", 5, "--eps", 12, "--keys", key,

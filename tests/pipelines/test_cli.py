@@ -5,8 +5,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ from pbe_fast.data import Manifest, write_shards
 from pbe_fast.data.signs import sign_names, signs
 from pbe_fast.models import ModelSpec, create_model, load_model, save_model
 from pipelines import cli
-from pipelines.cli import app, main
+from pipelines.cli import app
 from tests._backdoorbench import (
     attack_content,
     clean_shards,
@@ -31,40 +30,9 @@ from tests._backdoorbench import (
     preact_weights,
     write_result,
 )
+from tests._command import Run
 
 CLASSES, SIZE = 3, 16
-
-
-@dataclass(frozen=True)
-class Ended:
-    """How a command ended."""
-
-    code: int
-    out: str
-    err: str
-
-
-Run = Callable[..., Ended]
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """``pbe-fast ARGUMENTS`` in this process."""
-    monkeypatch.setenv("COLUMNS", "80")
-
-    def start(*arguments: object) -> Ended:
-        monkeypatch.setattr(sys, "argv", ["pbe-fast", *map(str, arguments)])
-        capsys.readouterr()
-        code: object = 0
-        try:
-            main()
-        except SystemExit as ended:
-            code = ended.code or 0
-        captured = capsys.readouterr()
-        assert isinstance(code, int)
-        return Ended(code, captured.out, captured.err)
-
-    return start
 
 
 def _folder(root: Path, split: str, per_class: int) -> Path:

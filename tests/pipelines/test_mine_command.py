@@ -1,6 +1,5 @@
 """``pbe-fast mine`` and ``purify --mined``, as a user meets them."""
 
-import sys
 from pathlib import Path
 
 import pytest
@@ -9,7 +8,7 @@ import torch
 from pbe_fast.data import Manifest, verify_shards, write_shards
 from pbe_fast.data.signs import sign_names, signs
 from pbe_fast.models import ModelSpec, create_model, save_model
-from pipelines.cli import main
+from tests._command import Run
 
 CLASSES, SIZE = 3, 16
 
@@ -28,38 +27,28 @@ def world(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def _run(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
-    monkeypatch.setattr(sys, "argv", ["pbe-fast", *map(str, arguments)])
-    try:
-        main()
-    except SystemExit as ended:
-        return int(ended.code or 0)
-    return 0
-
-
-def test_mine_then_purify(
-    world: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_mine_then_purify(world: Path, run: Run) -> None:
     common = ("--image-size", SIZE, "--device", "cpu", "--set", "precision=float32")
     mined = ("mine", world / "model.safetensors", world / "clean", "--out", world / "mined")
-    assert _run(monkeypatch, *mined, *common, "--set", "adversary.steps=1") == 0
-    assert "24 adversarial examples in" in capsys.readouterr().out
+    ended = run(*mined, *common, "--set", "adversary.steps=1")
+    assert ended.code == 0
+    assert "24 adversarial examples in" in ended.out
     assert verify_shards(Manifest.load(world / "mined")) == []
     purified = (
         "purify", world / "model.safetensors", "--clean", world / "clean",
         "--mined", world / "mined", "--out", world / "run", "--set", "aft.epochs=1",
     )  # fmt: skip
-    assert _run(monkeypatch, *purified, *common) == 0
+    assert run(*purified, *common).code == 0
     assert (world / "run" / "purified.safetensors").exists()
     assert "mined: " in (world / "run" / "config.yaml").read_text()
     # Another adversary, on the same folder.
-    assert _run(monkeypatch, *mined, *common) == 2
-    assert "adversary.steps was 1, now 7" in " ".join(capsys.readouterr().err.split())
+    ended = run(*mined, *common)
+    assert ended.code == 2
+    assert "adversary.steps was 1, now 7" in ended.said
 
 
-def test_a_fleet_needs_an_address(
-    world: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_fleet_needs_an_address(world: Path, run: Run) -> None:
     mined = ("mine", world / "model.safetensors", world / "clean", "--out", world / "mined")
-    assert _run(monkeypatch, *mined, "--image-size", SIZE, "--workers", 2) == 2
-    assert "--ray local" in capsys.readouterr().err
+    ended = run(*mined, "--image-size", SIZE, "--workers", 2)
+    assert ended.code == 2
+    assert "--ray local" in ended.err

@@ -1,8 +1,6 @@
 """``pbe-fast report`` with other runs, as a user meets it."""
 
 import json
-import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,28 +10,9 @@ from pbe_fast.data import write_shards
 from pbe_fast.data.signs import sign_names, signs
 from pbe_fast.models import ModelSpec, create_model, save_model
 from pbe_fast.triggers import Attack, BadNets, save_attack
-from pipelines.cli import main
+from tests._command import Run
 
 CLASSES, SIZE = 3, 16
-Run = Callable[..., tuple[int, str]]
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """``pbe-fast ARGUMENTS`` in this process: exit code, and all that is printed on one line."""
-
-    def start(*arguments: object) -> tuple[int, str]:
-        monkeypatch.setattr(sys, "argv", ["pbe-fast", *map(str, arguments)])
-        code: object = 0
-        try:
-            main()
-        except SystemExit as ended:
-            code = ended.code or 0
-        captured = capsys.readouterr()
-        assert isinstance(code, int)
-        return code, " ".join((captured.out + captured.err).split())
-
-    return start
 
 
 @pytest.fixture
@@ -63,18 +42,18 @@ def test_other_runs_are_shown_and_stay(world: Path, run: Run) -> None:
     small = ["--image-size", SIZE, "--device", "cpu", "--set", "memory_format=contiguous"]
     models = {"bad": world / "infected.safetensors", "good": world / "pure/purified.safetensors"}
     for name, model in models.items():
-        code, said = run("scan", model, world / "images", "--out", world / name, "--eps", 8, *small,
+        ended = run("scan", model, world / "images", "--out", world / name, "--eps", 8, *small,
                          "--set", "precision=float32")  # fmt: skip
-        assert code == 0, said
+        assert ended.code == 0, ended.said
         assert (world / name / "figures" / "heat-map-8.png").exists()
-    code, said = run("features", models["bad"], world / "images", "--out", world / "looks",
+    ended = run("features", models["bad"], world / "images", "--out", world / "looks",
                      "--attack", world / "attack.safetensors", "--images", 6, *small)  # fmt: skip
-    assert code == 0, said
+    assert ended.code == 0, ended.said
 
-    code, said = run("report", world / "pure", "--scan", world / "bad", "--scan", world / "good",
+    ended = run("report", world / "pure", "--scan", world / "bad", "--scan", world / "good",
                      "--features", world / "looks")  # fmt: skip
-    assert code == 0, said
-    assert str(world / "pure" / "report.html") in said.replace(" ", "")
+    assert ended.code == 0, ended.said
+    assert str(world / "pure" / "report.html") in ended.said.replace(" ", "")
     page = (world / "pure" / "report.html").read_text("utf-8")
     for words in (
         "Infected model. Heat map at eps 8/255",
@@ -90,10 +69,10 @@ def test_other_runs_are_shown_and_stay(world: Path, run: Run) -> None:
 
 def test_mistakes_get_a_word(world: Path, run: Run) -> None:
     for option in ("--scan", "--features"):
-        code, said = run("report", world / "pure", option, world / "missing")
-        assert code == 2
-        assert "missing: there is no such run directory" in said
-    code, said = run("report", world / "pure", "--scan", world / "pure")
-    assert code == 2
-    assert "is no run of 'pbe-fast scan' but of 'purify'" in said
+        ended = run("report", world / "pure", option, world / "missing")
+        assert ended.code == 2
+        assert "missing: there is no such run directory" in ended.said
+    ended = run("report", world / "pure", "--scan", world / "pure")
+    assert ended.code == 2
+    assert "is no run of 'pbe-fast scan' but of 'purify'" in ended.said
     assert not (world / "pure" / "report.html").exists()

@@ -1,6 +1,5 @@
 """``pbe-fast scan``, as a user meets it."""
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ from pbe_fast.data import Manifest, write_shards
 from pbe_fast.data.signs import sign_names, signs
 from pbe_fast.models import ModelSpec, create_model, save_model
 from pipelines import _scan_command
-from pipelines.cli import main
+from tests._command import Run
 
 CLASSES, SIZE = 3, 16
 
@@ -30,43 +29,38 @@ def world(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def _run(monkeypatch: pytest.MonkeyPatch, world: Path, *arguments: object) -> int:
+@pytest.fixture
+def scan(world: Path, run: Run) -> Run:
+    """``pbe-fast scan`` with more arguments."""
     given = [
         "scan", world / "model.safetensors", world / "images", "--out", world / "run",
-        "--image-size", SIZE, "--device", "cpu", "--set", "precision=float32", *arguments,
+        "--image-size", SIZE, "--device", "cpu", "--set", "precision=float32",
     ]  # fmt: skip
-    monkeypatch.setattr(sys, "argv", ["pbe-fast", *map(str, given)])
-    try:
-        main()
-    except SystemExit as ended:
-        return int(ended.code or 0)
-    return 0
+    return lambda *arguments: run(*given, *arguments)
 
 
-def test_scan_prints_where_examples_go(
-    world: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert _run(monkeypatch, world, "--eps", 4, "--eps", 12, "--per-class", 5) == 0
-    shown = capsys.readouterr().out
+def test_scan_prints_where_examples_go(world: Path, scan: Run) -> None:
+    code, shown, _ = scan("--eps", 4, "--eps", 12, "--per-class", 5)
+    assert code == 0
     assert "eps 4/255: " in shown
     assert "eps 12/255: " in shown
     assert f"0 {Manifest.load(world / 'images').classes[0]}" in shown
     assert "15 images" in shown
     assert (world / "run" / "report.html").exists()
     # Other images, on the same folder.
-    assert _run(monkeypatch, world, "--eps", 4, "--eps", 12, "--all") == 2
-    assert "scan.per_class was 5, now None" in " ".join(capsys.readouterr().err.split())
+    ended = scan("--eps", 4, "--eps", 12, "--all")
+    assert ended.code == 2
+    assert "scan.per_class was 5, now None" in ended.said
 
 
-def test_ctrl_c_says_what_is_kept(
-    world: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_ctrl_c_says_what_is_kept(scan: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     def stopped(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(_scan_command, "scan", stopped)
-    assert _run(monkeypatch, world) == 1
-    assert "Finished shards are kept; the same command goes on." in capsys.readouterr().err
+    ended = scan()
+    assert ended.code == 1
+    assert "Finished shards are kept; the same command goes on." in ended.err
 
 
 @pytest.mark.parametrize(
@@ -79,13 +73,8 @@ def test_ctrl_c_says_what_is_kept(
         (["--width", 3], "model.name"),
     ],
 )
-def test_mistakes_get_a_word(
-    world: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    arguments: list[object],
-    words: str,
-) -> None:
-    assert _run(monkeypatch, world, *arguments) == 2
-    assert words in " ".join(capsys.readouterr().err.split())
+def test_mistakes_get_a_word(world: Path, scan: Run, arguments: list[object], words: str) -> None:
+    ended = scan(*arguments)
+    assert ended.code == 2
+    assert words in ended.said
     assert not (world / "run" / "predictions.parquet").exists()

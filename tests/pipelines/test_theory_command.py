@@ -1,8 +1,6 @@
 """``pbe-fast theory``, as a user meets it."""
 
 import json
-import sys
-from collections.abc import Callable
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -10,32 +8,13 @@ import pytest
 from PIL import Image
 
 from pbe_fast.analysis.linear import Point, sweep_figure, sweeps
-from pipelines.cli import main
+from tests._command import Run
 
-Run = Callable[..., tuple[int, str, str]]
 SMALL = ("--dimension", 8, "--subspace", 3, "--examples", 24, "--triggered", 3, "--classes", 3)
 
 
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """``pbe-fast theory ARGUMENTS`` in this process: exit code, output, errors."""
-
-    def start(*arguments: object, columns: int = 80) -> tuple[int, str, str]:
-        monkeypatch.setenv("COLUMNS", str(columns))
-        monkeypatch.setattr(sys, "argv", ["pbe-fast", "theory", *map(str, arguments)])
-        code: object = 0
-        try:
-            main()
-        except SystemExit as ended:
-            code = ended.code
-        told = capsys.readouterr()
-        return int(str(code or 0)), told.out, told.err
-
-    return start
-
-
 def test_the_table_has_both_sides_of_every_claim(run: Run) -> None:
-    code, out, err = run(*SMALL)
+    code, out, err = run("theory", *SMALL)
     assert (code, err) == (0, "")
     rows = [line.split() for line in out.splitlines()]
     (printed,) = [row for row in rows if row[:3] == ["Lemma", "1,", "u_l"]]
@@ -49,7 +28,7 @@ def test_the_table_has_both_sides_of_every_claim(run: Run) -> None:
 
 
 def test_a_narrow_terminal_gets_a_list_without_cut_numbers(run: Run) -> None:
-    code, out, _ = run(*SMALL, columns=40)
+    code, out, _ = run("theory", *SMALL, columns=40)
     assert code == 0
     lines = out.splitlines()
     place = lines.index("Theorem 1")
@@ -61,15 +40,17 @@ def test_a_narrow_terminal_gets_a_list_without_cut_numbers(run: Run) -> None:
 
 
 def test_a_wide_terminal_says_what_each_claim_says(run: Run) -> None:
-    assert "(sqrt2 - 1) ell/n |P|^2" in run(*SMALL, columns=170)[1]
-    assert "(sqrt2 - 1) ell/n |P|^2" not in run(*SMALL, columns=80)[1]
+    assert "(sqrt2 - 1) ell/n |P|^2" in run("theory", *SMALL, columns=170)[1]
+    assert "(sqrt2 - 1) ell/n |P|^2" not in run("theory", *SMALL, columns=80)[1]
 
 
 def test_out_gets_the_numbers_and_the_sweep_a_figure(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sweeps, "_POINTS", 3)
-    code, out, err = run(*SMALL, "--lambda", 0.5, "--delta", 0.02, "--sweep", "--out", tmp_path)
+    code, out, err = run(
+        "theory", *SMALL, "--lambda", 0.5, "--delta", 0.02, "--sweep", "--out", tmp_path
+    )
     assert (code, err) == (0, "")
     content = json.loads((tmp_path / "theory.json").read_text())
     assert content["setting"]["lam"] == 0.5
@@ -106,14 +87,14 @@ def test_out_gets_the_numbers_and_the_sweep_a_figure(
 def test_impossible_settings_are_refused_in_a_line(
     run: Run, arguments: tuple[object, ...], words: str
 ) -> None:
-    code, out, err = run(*arguments)
+    code, out, err = run("theory", *arguments)
     assert (code, out) == (2, "")
     assert words in err
     assert err.count("\n") == 1
 
 
 def test_help_has_examples(run: Run) -> None:
-    code, out, _ = run("--help")
+    code, out, _ = run("theory", "--help")
     assert code == 0
     assert "pbe-fast theory --sweep --out runs/theory" in out
 
