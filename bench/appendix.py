@@ -19,8 +19,9 @@ import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from functools import partial
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
+from threading import Thread
 from time import perf_counter
 from typing import Any, NamedTuple
 
@@ -33,7 +34,7 @@ from pbe_fast.progress import Silent
 
 __all__ = ["Job", "measurements", "models", "work_off"]
 
-IMAGES = 400  # whose features are measured
+IMAGES = {32: 400, appendix_features.LARGE: 100}  # whose features are measured
 
 
 class Job(NamedTuple):
@@ -89,7 +90,7 @@ def measurements(folder: Path) -> list[Job]:
     of_features = [
         Job(
             f"features {one.name}",
-            partial(appendix_features.measure, one, IMAGES, "cpu", silent),
+            partial(appendix_features.measure, one, IMAGES[one.size], "cpu", silent),
         )
         for one in appendix_features.settings(folder)
     ]
@@ -112,10 +113,7 @@ def work_off(jobs: Sequence[Job], processes: int) -> dict[str, Any]:
     """
     begun, results = perf_counter(), dict[str, Any]()
     with ProcessPoolExecutor(
-        min(processes, len(jobs)) or 1,
-        mp_context=get_context("spawn"),
-        initializer=torch.set_num_threads,
-        initargs=(1,),
+        min(processes, len(jobs)) or 1, mp_context=get_context("spawn"), initializer=_begin
     ) as pool:
         running = {pool.submit(job.work): job.name for job in jobs}
         try:
@@ -128,6 +126,19 @@ def work_off(jobs: Sequence[Job], processes: int) -> dict[str, Any]:
             pool.shutdown(cancel_futures=True)
             raise
     return results
+
+
+def _begin() -> None:
+    """Of a process: one thread, and it ends when the one that started it is killed."""
+    torch.set_num_threads(1)
+    Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def main() -> None:

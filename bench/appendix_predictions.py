@@ -28,6 +28,7 @@ from bench._setup import facts, write_json
 from bench.appendix_features import LARGE, LARGE_NAME, large_model
 from bench.attacks import BENIGN, TARGET
 from bench.calibration import DATA as SMALL
+from bench.calibration import PLAIN
 from bench.study import DATA, Case, run_case
 from pbe_fast import ScanConfig, load_config, scan
 from pbe_fast.analysis.predictions import PREDICTIONS_NAME, Predictions, read_predictions
@@ -135,7 +136,7 @@ def figure_row(one: Figure, folder: Path, device: str, progress: Progress) -> di
     case = make(one, folder, device, progress)
     large = one.data == LARGE_NAME
     classes = 10 if large else SMALL[_data(one)].classes
-    more: dict[str, Any] = {"data.image_size": LARGE} if large else {}
+    more: dict[str, Any] = {**PLAIN, **({"data.image_size": LARGE} if large else {})}
     count = (100 if large else 500) // classes
     row = measure(one.data, case, _shards(one, folder) / "test", count, device, progress, **more)
     trained = json.loads((case / "model" / "metrics.json").read_text(encoding="utf-8"))

@@ -34,13 +34,13 @@ OUT = Path("bench/results/scan_calibration.json")
 WIDTH = 8
 PLAIN = {"precision": "float32", "memory_format": "channels_last"}  # nothing that is measured
 FAST = {"batch_size": 32, "lr": 0.03, "data.augment": "none", **PLAIN}
-# The patch as in the study; generators that train for a third of the steps, to be quick.
-SIGNS = {"badnets": {"patch_size": 8}, "input_aware": {"generator_steps": 500}}
+# The patch as in the study; generators that train for a fifth of the steps, to be quick.
+SIGNS = {"badnets": {"patch_size": 8}, "input_aware": {"generator_steps": 300}}
 DATA = {
-    "signs10": DataSet("signs10", 10, 400, 50, 10, WIDTH, attacks=SIGNS, training=FAST),
-    "signs20": DataSet("signs20", 20, 200, 25, 10, WIDTH, attacks=SIGNS, training=FAST),
-    "gtsrb43": DataSet("gtsrb43", 43, 0, 0, 10, WIDTH, training=FAST),
-    "cifar10": DataSet("cifar10", 10, 0, 0, 10, WIDTH, training=FAST),
+    "signs10": DataSet("signs10", 10, 400, 50, 8, WIDTH, attacks=SIGNS, training=FAST),
+    "signs20": DataSet("signs20", 20, 200, 25, 8, WIDTH, attacks=SIGNS, training=FAST),
+    "gtsrb43": DataSet("gtsrb43", 43, 0, 0, 8, WIDTH, training=FAST),
+    "cifar10": DataSet("cifar10", 10, 0, 0, 8, WIDTH, training=FAST),
 }
 SEEDS = range(5)  # of the benign models, of each data set
 INFECTED = (

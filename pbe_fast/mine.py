@@ -114,7 +114,7 @@ def mine(
             "adversary": config.adversary.model_dump(mode="json"),
             **run_facts(config, clock, quarantine),
         }
-        run.finish(metrics)
+        metrics = run.finish(metrics)
         log.info("finished: %d examples", len(made))
     return metrics
 

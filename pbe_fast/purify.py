@@ -144,7 +144,7 @@ def purify(
         if tester.attack is not None:
             metrics["attack"] = {"name": tester.attack.trigger.name, "mode": tester.attack.mode}
         metrics |= run_facts(config, worker.clock, quarantine)
-        run.finish(metrics)
+        metrics = run.finish(metrics)
         shutil.rmtree(out / SCORES_NAME, ignore_errors=True)
         write_report(out)
         log.info(

@@ -198,11 +198,18 @@ class RunDirectory:
             ) from error
         return content
 
-    def finish(self, metrics: Mapping[str, object]) -> None:
-        """Write ``metrics.json``, the mark of a finished run, and drop the state."""
-        write_text(self.metrics_path, json.dumps(_finite(metrics), indent=2) + "\n")
+    def finish(self, metrics: Mapping[str, object]) -> dict[str, Any]:
+        """Write ``metrics.json``, the mark of a finished run, and drop the state.
+
+        Returns:
+            what is read back from it, now and by :meth:`finished` later.
+        """
+        text = json.dumps(_finite(metrics), indent=2)
+        write_text(self.metrics_path, text + "\n")
         self.state_path.unlink(missing_ok=True)
         self.previous_path.unlink(missing_ok=True)
+        content: dict[str, Any] = json.loads(text)
+        return content
 
     def event(self, record: Mapping[str, object]) -> None:
         """Append a line to ``metrics.jsonl``; a loss that is no number any more is null."""

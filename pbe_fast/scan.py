@@ -122,7 +122,7 @@ def scan(
             **_summary(found),
             **run_facts(config, clock, quarantine),
         }
-        run.finish(metrics)
+        metrics = run.finish(metrics)
         write_report(out)
         log.info("finished: %d images", len(found.labels))
     return metrics

@@ -131,7 +131,7 @@ def train(config: TrainConfig, out: Path, progress: Progress | None = None) -> d
             **({"attack": {"name": attack.trigger.name, "mode": attack.mode}} if attack else {}),
             **run_facts(config, clock, quarantine),
         }
-        run.finish(metrics)
+        metrics = run.finish(metrics)
         log.info("finished: %s", metrics.get("test"))
     write_report(out)
     return metrics

@@ -123,9 +123,10 @@ def test_a_damaged_configuration_is_refused(run: RunDirectory, text: str) -> Non
 
 def test_a_finished_run_has_its_metrics_and_no_state(run: RunDirectory) -> None:
     run.save_state({}, {})
-    run.finish({"purified": {"acc": 0.5}, "seed": 1})
+    told = run.finish({"purified": {"acc": 0.5}, "labels": (1, 2), "loss": math.nan})
     assert not run.state_path.exists()
-    assert _again(run).finished() == {"purified": {"acc": 0.5}, "seed": 1}
+    assert told == {"purified": {"acc": 0.5}, "labels": [1, 2], "loss": None}
+    assert _again(run).finished() == told
 
 
 @pytest.mark.parametrize("content", [b"", b'{"a": 1', b"[1]", b"\xff\xfe", b"[" * 100_000])

@@ -68,7 +68,8 @@ def _config(world: Path, *settings: str, data: Path | None = None) -> ScanConfig
 @pytest.fixture(scope="module")
 def scanned(world: Path) -> Path:
     """A run that nothing stopped."""
-    scan(_config(world), world / "scanned")
+    first = scan(_config(world), world / "scanned")
+    assert scan(_config(world), world / "scanned") == first  # the second is only read
     return world / "scanned"
 
 

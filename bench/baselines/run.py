@@ -104,7 +104,7 @@ def erase(
         if tester.attack is not None:
             metrics["attack"] = {"name": tester.attack.trigger.name, "mode": tester.attack.mode}
         metrics |= run_facts(config, clock, quarantine)
-        run.finish(metrics)
+        metrics = run.finish(metrics)
         write_report(out)
         log.info(
             "finished: infected %s, purified %s", metrics.get("infected"), metrics.get("purified")
