@@ -2,12 +2,16 @@
 
 import json
 from collections.abc import Callable
+from itertools import chain
 from pathlib import Path
 from typing import Any
+
+from bench._tables import table
 
 __all__ = ["BLOCKS", "plot"]
 
 RESULTS = Path(__file__).parent / "results"
+RATES = ("contender", ">images/s (quartiles)")
 TITLES = {
     "resnet18_32": "ResNet-18, 32x32",
     "resnet50_224": "ResNet-50, 224x224",
@@ -43,7 +47,7 @@ def _rate(row: dict[str, Any]) -> str:
 def pgd_table(file: str, device: str, limit: bool = True) -> Callable[[], str]:
     """PGD-7 against the peers."""
 
-    def table() -> str:
+    def made() -> str:
         content = _content(file)
         if content is None:
             return _missing(f"PGD on {device.upper()}")
@@ -56,20 +60,21 @@ def pgd_table(file: str, device: str, limit: bool = True) -> Callable[[], str]:
                 f"**{TITLES.get(name, name)}**, accuracy {100 * result['accuracy']:.1f} %, "
                 f"{result['images']} images, batch {result['batch']}:",
                 "",
-                "| contender | images/s (quartiles) | against torchattacks | success rate |",
-                "| --- | ---: | ---: | ---: |",
-            ]
-            for title, row in sorted(
-                rows.items(), key=lambda pair: -float(pair[1]["images_per_second"])
-            ):
-                lines.append(
-                    f"| {title} | {_rate(row)} | {row['images_per_second'] / base:.2f}x | "
-                    f"{100 * row['attack_success_rate']:.2f} |"
-                )
+                table(
+                    [*RATES, ">against torchattacks", ">success rate"],
+                    (
+                        [title, _rate(row), f"{row['images_per_second'] / base:.2f}x",
+                         f"{100 * row['attack_success_rate']:.2f}"]
+                        for title, row in sorted(
+                            rows.items(), key=lambda pair: -float(pair[1]["images_per_second"])
+                        )
+                    ),
+                ),
+            ]  # fmt: skip
             lines += ["", _limit(result, device)] if limit else []
         return "\n".join(lines)
 
-    return table
+    return made
 
 
 def _limit(result: dict[str, Any], device: str) -> str:
@@ -95,25 +100,19 @@ def _limit(result: dict[str, Any], device: str) -> str:
 def epoch_table(device: str) -> Callable[[], str]:
     """One AFT epoch against the plain loop."""
 
-    def table() -> str:
+    def made() -> str:
         content = _content(f"aft_epoch_{device}")
         if content is None:
             return _missing(f"the AFT epoch on {device.upper()}")
         rows = content["contenders"]
         base = rows["plain"]["images_per_second"]
         lines = [
-            _machine(content),
-            "",
-            "| contender | images/s (quartiles) | against the plain loop |",
-            "| --- | ---: | ---: |",
-        ]
-        lines += [
-            f"| {title} | {_rate(row)} | {row['images_per_second'] / base:.2f}x |"
+            [title, _rate(row), f"{row['images_per_second'] / base:.2f}x"]
             for title, row in rows.items()
         ]
-        return "\n".join(lines)
+        return f"{_machine(content)}\n\n{table([*RATES, '>against the plain loop'], lines)}"
 
-    return table
+    return made
 
 
 def loading_table() -> str:
@@ -129,12 +128,13 @@ def loading_table() -> str:
             "",
             f"To {name}x{name}, {result['images']:,} images:",
             "",
-            "| contender | images/s on one core (quartiles) | of the bare decoder |",
-            "| --- | ---: | ---: |",
-        ]
-        lines += [
-            f"| {title} | {_rate(row)} | {100 * row['images_per_second'] / base:.0f} % |"
-            for title, row in rows.items()
+            table(
+                ["contender", ">images/s on one core (quartiles)", ">of the bare decoder"],
+                (
+                    [title, _rate(row), f"{100 * row['images_per_second'] / base:.0f} %"]
+                    for title, row in rows.items()
+                ),
+            ),
         ]
         parts = result["microseconds_per_image"]
         shown = ", ".join(f"{part} {value:,.1f}" for part, value in parts.items())
@@ -145,27 +145,21 @@ def loading_table() -> str:
 def sizes_table(device: str) -> Callable[[], str]:
     """Cost against batch size."""
 
-    def table() -> str:
+    def made() -> str:
         content = _content(f"sizes_{device}")
         if content is None:
             return _missing(f"batch sizes on {device.upper()}")
-        lines = [
-            _machine(content),
-            "",
-            "| batch | images/s, one step | peak MiB |",
-            "| ---: | ---: | ---: |",
-        ]
+        lines = []
         for size, row in content["batches"].items():
             if "not_tried" in row:
-                lines.append(f"| {size} | – | {row['not_tried']} |")
+                lines.append([size, "–", row["not_tried"]])
             else:
-                lines.append(
-                    f"| {size} | {row['images_per_second']:,.1f} | "
-                    f"{row['peak_bytes'] / 2**20:,.0f} |"
-                )
-        return "\n".join(lines)
+                peak = f"{row['peak_bytes'] / 2**20:,.0f}"
+                lines.append([size, f"{row['images_per_second']:,.1f}", peak])
+        heads = [">batch", ">images/s, one step", ">peak MiB"]
+        return f"{_machine(content)}\n\n{table(heads, lines)}"
 
-    return table
+    return made
 
 
 def kernels_table() -> str:
@@ -174,19 +168,13 @@ def kernels_table() -> str:
     if content is None:
         return _missing("the kernels' bandwidth on CUDA")
     lines = [
-        _machine(content),
-        "",
-        f"A copy of 1 GiB: {content['copy_gb_per_second']:,.0f} GB/s.",
-        "",
-        "| kernel | microseconds | twin | GB/s | of the copy |",
-        "| --- | ---: | ---: | ---: | ---: |",
-    ]
-    lines += [
-        f"| {title} | {row['kernel_us']:,.1f} | {row['twin_us'] / row['kernel_us']:.1f}x slower | "
-        f"{row['gb_per_second']:,.0f} | {100 * row['share_of_copy']:.0f} % |"
+        [title, f"{row['kernel_us']:,.1f}", f"{row['twin_us'] / row['kernel_us']:.1f}x slower",
+         f"{row['gb_per_second']:,.0f}", f"{100 * row['share_of_copy']:.0f} %"]
         for title, row in content["kernels"].items()
-    ]
-    return "\n".join(lines)
+    ]  # fmt: skip
+    about = f"A copy of 1 GiB: {content['copy_gb_per_second']:,.0f} GB/s."
+    heads = ["kernel", ">microseconds", ">twin", ">GB/s", ">of the copy"]
+    return f"{_machine(content)}\n\n{about}\n\n{table(heads, lines)}"
 
 
 def bookkeeping_table() -> str:
@@ -195,43 +183,33 @@ def bookkeeping_table() -> str:
     if content is None:
         return _missing("the driver's bookkeeping")
     lines = [
-        _machine(content),
-        "",
-        "| samples | shards | whole job, s | of it scoring, s | driver's CPU, s | peak MiB | "
-        "of it libraries |",
-        "| ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
-    ]
-    lines += [
-        f"| {row['samples']:,} | {row['shards']:,} | {row['seconds']:.0f} | "
-        f"{row['of_scoring']:.0f} | {row['driver_cpu_seconds']:.0f} | {row['driver_mib']:,.0f} | "
-        f"{row['driver_mib_of_files']:,.0f} |"
+        [*(f"{row[key]:,}" for key in ("samples", "shards")),
+         *(f"{row[key]:.0f}" for key in ("seconds", "of_scoring", "driver_cpu_seconds")),
+         *(f"{row[key]:,.0f}" for key in ("driver_mib", "driver_mib_of_files"))]
         for row in content["runs"]
-    ]
-    return "\n".join(lines)
+    ]  # fmt: skip
+    heads = [">samples", ">shards", ">whole job, s", ">of it scoring, s", ">driver's CPU, s"]
+    return f"{_machine(content)}\n\n{table([*heads, '>peak MiB', '>of it libraries'], lines)}"
 
 
 def scaling_table(device: str) -> Callable[[], str]:
     """Throughput by the number of workers."""
 
-    def table() -> str:
+    def made() -> str:
         content = _content(f"scaling_{device}")
         if content is None:
             return _missing(f"scaling on {device.upper()}")
         base = content["runs"][0]
         titles = {"scoring": "scoring", "finetuning": "AFT", "apart": "the same steps apart"}
         parts = [part for part in titles if part in base]
-        lines = [
-            _machine(content),
-            "",
-            f"| workers | {' | | '.join(f'{titles[part]}, images/s' for part in parts)} | |",
-            f"| ---: |{' ---: | ---: |' * len(parts)}",
-        ]
+        lines = []
         for row in content["runs"]:
-            cells = [f"{row[part]:,.1f} | {row[part] / base[part]:.2f}x" for part in parts]
-            lines.append(f"| {row['workers']} | {' | '.join(cells)} |")
-        return "\n".join(lines)
+            pairs = [[f"{row[part]:,.1f}", f"{row[part] / base[part]:.2f}x"] for part in parts]
+            lines.append([row["workers"], *chain(*pairs)])
+        heads = chain(*([f">{titles[part]}, images/s", ">"] for part in parts))
+        return f"{_machine(content)}\n\n{table(['>workers', *heads], lines)}"
 
-    return table
+    return made
 
 
 BLOCKS: dict[str, Callable[[], str]] = {

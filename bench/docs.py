@@ -8,7 +8,7 @@ A test checks that nothing there is out of date.
 
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
@@ -17,6 +17,7 @@ from pydantic import BaseModel
 
 from bench import _findings, _performance, _study, _theory
 from bench._study import NAMES, rows_of
+from bench._tables import table
 from pbe_fast import FeaturesConfig, MineConfig, PoisonConfig, PurifyConfig, ScanConfig, TrainConfig
 
 __all__ = ["DOCUMENTS", "refreshed"]
@@ -60,7 +61,7 @@ def results_table() -> str:
     heads = ["infected ACC", "infected ASR", "AFT ACC", "AFT ASR"]
     for title in ("PBE", "Sieve"):
         heads += [f"{title} ACC", f"{title} ASR", f"{title} AUROC"]
-    lines = [f"| attack | {' | '.join(heads)} |", f"| --- |{' ---: |' * len(heads)}"]
+    lines = []
     sieved = {row["case"]: row for row in rows_of("gtsrb") if row["method"] == "sieve"}
     for name, title in NAMES.items():
         row = _cells().get(name, {})
@@ -73,11 +74,10 @@ def results_table() -> str:
         cells = [_percent(side.get(key)) for side in sides for key in ("acc", "asr")]
         cells.append(_area(areas[0]))
         cells += [_percent(sieve.get("purified", {}).get(key)) for key in ("acc", "asr")]
-        lines.append(f"| {' | '.join([title, *cells, _area(areas[1])])} |")
+        lines.append([title, *cells, _area(areas[1])])
     benign = _cells().get("benign", {}).get("model", {}).get("test", {})
-    lines.append("")
-    lines.append(f"The benign model of the same recipe has ACC {_percent(benign.get('acc'))}.")
-    return "\n".join(lines)
+    made = table(["attack", *(f">{head}" for head in heads)], lines)
+    return f"{made}\n\nThe benign model of the same recipe has ACC {_percent(benign.get('acc'))}."
 
 
 _MODES = ("aft", "aft_retire")
@@ -90,23 +90,21 @@ OTHERS = {
 
 def other_settings_table() -> str:
     """AFT on GTSRB with other settings, where they were run."""
-    lines = ["| attack | setting | ACC | ASR |", "| --- | --- | ---: | ---: |"]
+    lines = []
     for name, title in NAMES.items():
         for part, setting in OTHERS.items():
             run = _cells().get(name, {}).get(part)
             if run is not None:
                 values = (_percent(run["purified"].get(key)) for key in ("acc", "asr"))
-                lines.append(f"| {title} | {setting} | {' | '.join(values)} |")
-    return "\n".join(lines)
+                lines.append([title, setting, *values])
+    return table(["attack", "setting", ">ACC", ">ASR"], lines)
 
 
 def retire_table() -> str:
     """AFT with mode retire beside mode exact: means over the seeds that have both."""
-    lines = [
-        "| attack | seeds | exact ACC | retire ACC | difference | exact ASR | retire ASR | "
-        "difference |",
-        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
-    ]
+    heads = ["attack", ">seeds", ">exact ACC", ">retire ACC", ">difference"]
+    heads += [">exact ASR", ">retire ASR", ">difference"]
+    lines = []
     every: list[list[list[float]]] = []  # by attack, seed: exact and retire ACC, exact, retire ASR
     for name in NAMES:
         row = _cells().get(name, {})
@@ -124,8 +122,8 @@ def retire_table() -> str:
             *(f"{100 * fmean(values):.2f}" for values in (exact_asr, retired_asr)),
             _difference(exact_asr, retired_asr),
         ]
-        lines.append(f"| {title} | {len(found)} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+        lines.append([title, len(found), *cells])
+    return table(heads, lines)
 
 
 def _difference(exact: Sequence[float], retired: Sequence[float]) -> str:
@@ -140,17 +138,17 @@ def signs_settings_table() -> str:
     content: dict[str, Any] = json.loads(SETTINGS.read_text(encoding="utf-8"))
     runs = content["runs"]
     names = list(dict.fromkeys(name for part in runs.values() for name in part))
-    heads = [f"{NAMES[attack]} {measure}" for attack in runs for measure in ("ACC", "ASR")]
-    lines = [f"| setting | {' | '.join(heads)} |", f"| --- |{' ---: |' * len(heads)}"]
+    heads = [f">{NAMES[attack]} {measure}" for attack in runs for measure in ("ACC", "ASR")]
 
-    def line(title: str, find: Callable[[str], dict[str, float]]) -> str:
-        values = [_percent(find(attack).get(key)) for attack in runs for key in ("acc", "asr")]
-        return f"| {title} | {' | '.join(values)} |"
+    def line(title: str, sides: Iterable[Mapping[str, float]]) -> list[str]:
+        return [title, *(_percent(side.get(key)) for side in sides for key in ("acc", "asr"))]
 
-    for name in names:
-        lines.append(line(name, lambda a, n=name: runs[a].get(n, {}).get("purified", {})))  # type: ignore[misc]  # bound now
-    lines.append(line("(infected)", lambda a: next(iter(runs[a].values()))["infected"]))
-    return "\n".join(lines)
+    lines = [
+        line(name, [part.get(name, {}).get("purified", {}) for part in runs.values()])
+        for name in names
+    ]
+    before = [next(iter(part.values()))["infected"] for part in runs.values()]
+    return table(["setting", *heads], [*lines, line("(infected)", before)])
 
 
 def missing_line() -> str:
@@ -167,25 +165,19 @@ def missing_line() -> str:
 
 def rounds_table() -> str:
     """PBE round by round: what was trained on, and what came of it."""
-    lines = [
-        "| attack | round | subset | poisoned in it | ACC | ASR | AUROC |",
-        "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
-    ]
+    lines = []
     for name, title in NAMES.items():
         for r in _cells().get(name, {}).get("pbe", {}).get("rounds", []):
-            lines.append(
-                f"| {title} | {r['round']} | {r['subset']:,} | {r['subset_poisoned']:,} | "
-                f"{_percent(r.get('acc'))} | {_percent(r.get('asr'))} | {r['auroc']:.3f} |"
-            )
-    return "\n".join(lines)
+            sizes = [f"{r[key]:,}" for key in ("subset", "subset_poisoned")]
+            shares = [_percent(r.get(key)) for key in ("acc", "asr")]
+            lines.append([title, r["round"], *sizes, *shares, f"{r['auroc']:.3f}"])
+    heads = ["attack", ">round", ">subset", ">poisoned in it", ">ACC", ">ASR", ">AUROC"]
+    return table(heads, lines)
 
 
 def time_table() -> str:
     """Seconds and images per second of each phase."""
-    lines = [
-        "| attack | training s | AFT s | PBE s | PBE score images/s |",
-        "| --- | ---: | ---: | ---: | ---: |",
-    ]
+    lines = []
     for name, title in NAMES.items():
         row = _cells().get(name, {})
         seconds = [
@@ -193,22 +185,15 @@ def time_table() -> str:
             for part in ("model", "aft", "pbe")
         ]
         rate = row.get("pbe", {}).get("images_per_second", {}).get("score")
-        lines.append(
-            f"| {title} | {' | '.join(seconds)} | {'–' if rate is None else f'{rate:,.0f}'} |"
-        )
-    return "\n".join(lines)
+        lines.append([title, *seconds, "–" if rate is None else f"{rate:,.0f}"])
+    return table(["attack", ">training s", ">AFT s", ">PBE s", ">PBE score images/s"], lines)
 
 
 def _keys(kind: type[BaseModel]) -> Callable[[], str]:
-    def table() -> str:
-        lines = ["| key | default | meaning |", "| --- | --- | --- |"]
-        lines += _key_rows(kind, "")
-        return "\n".join(lines)
-
-    return table
+    return lambda: table(["key", "default", "meaning"], _key_rows(kind, ""))
 
 
-def _key_rows(kind: type[BaseModel], prefix: str) -> list[str]:
+def _key_rows(kind: type[BaseModel], prefix: str) -> list[list[str]]:
     rows = []
     for name, info in kind.model_fields.items():
         annotation = info.annotation
@@ -216,7 +201,7 @@ def _key_rows(kind: type[BaseModel], prefix: str) -> list[str]:
             rows += _key_rows(annotation, f"{prefix}{name}.")
             continue
         default = json.dumps(info.get_default(call_default_factory=True), default=str)
-        rows.append(f"| `{prefix}{name}` | `{default}` | {info.description or ''} |")
+        rows.append([f"`{prefix}{name}`", f"`{default}`", info.description or ""])
     return rows
 
 
