@@ -109,7 +109,7 @@ def _shares(row: Mapping[str, Any], place: str) -> list[str]:
 def predictions_table() -> str:
     """What falls to the attacker's label in the study's models, beside an even spread."""
     rows, eps = _predictions()
-    heads = ["attack", "attacker wants", ">poisoned", ">seed", ">images", *eps]
+    heads = ["models of", "attack", "attacker wants", ">poisoned", ">seed", ">images", *eps]
     lines = []
     for row in rows:
         if "figure" in row:
@@ -120,8 +120,8 @@ def predictions_table() -> str:
         for place in places:
             wants = "label 1" if place == "target" else "the next label"
             poisoned = f"{100 * float(rate):g} %" if rate else "–"
-            told = [NAMES.get(attack, attack), wants, poisoned, seed, f"{row['images']:,}"]
-            lines.append([*told, *_shares(row, place)])
+            told = [DATA[row["data"]], NAMES.get(attack, attack), wants, poisoned, seed]
+            lines.append([*told, f"{row['images']:,}", *_shares(row, place)])
     return table(heads, lines)
 
 

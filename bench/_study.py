@@ -40,7 +40,8 @@ WITHOUT_CLEAN = ("pbe", "sieve")
 FIGURES = (">infected ACC", ">infected ASR", ">ACC", ">ASR", ">AUROC")
 MAIN_RATE = "0.1"
 STUDY = {
-    name: Path(__file__).parent / "results" / f"study_{name}.json" for name in ("signs", "gtsrb")
+    name: Path(__file__).parent / "results" / f"study_{name}.json"
+    for name in ("signs", "gtsrb", "gtsrb_third")
 }
 
 Row = dict[str, Any]
