@@ -26,6 +26,7 @@ __all__ = [
     "Erase",
     "Ids",
     "Minibatch",
+    "drawn_batches",
     "finetune",
     "frozen_statistics",
     "logits_of",
@@ -83,11 +84,7 @@ def minibatches(
     Raises:
         ConfigError: there are fewer than two images.
     """
-    if len(ids) < 2:
-        raise ConfigError(
-            f"{phase}: {len(ids)} clean images, and batch norm needs two. Give more images, or "
-            "raise data.clean_fraction."
-        )
+    _require_two(ids, phase)
     per_epoch = -(-len(ids) // batch_size)
     progress.phase(phase, epochs * len(ids))
     for epoch in range(epochs):
@@ -100,6 +97,38 @@ def minibatches(
                 labels = batch.labels.to(device.torch)
                 yield Minibatch(device.images(batch.images), labels, epoch, done)
             progress.advance(len(batch.ids))
+
+
+def drawn_batches(
+    clean: ImageData,
+    drawn: Ids,
+    device: Device,
+    seed: int,
+    progress: Progress,
+    *,
+    phase: str,
+) -> Iterator[Minibatch]:
+    """Batches that were drawn, ``(batches, size)`` of sample ids, each augmented in its own way.
+
+    Raises:
+        ConfigError: a batch is of one image.
+    """
+    _require_two(drawn[0], phase)
+    progress.phase(phase, drawn.size)
+    for number, ids in enumerate(drawn):
+        view = View(clean.size, _augment(clean), False, seed, (phase, "batch", number))
+        (batch,) = clean.read(ids, len(ids), view)
+        labels = batch.labels.to(device.torch)
+        yield Minibatch(device.images(batch.images), labels, 0, number / len(drawn))
+        progress.advance(len(ids))
+
+
+def _require_two(ids: Ids, phase: str) -> None:
+    if len(ids) < 2:
+        raise ConfigError(
+            f"{phase}: {len(ids)} clean images, and batch norm needs two. Give more images, or "
+            "raise data.clean_fraction."
+        )
 
 
 def finetune(

@@ -1,9 +1,9 @@
-"""Where in a network: its last convolution, and the ends of its stages, found by running it."""
+"""Where in a network: its last linear layer, and the ends of its stages, found by running it."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import NamedTuple, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -13,19 +13,7 @@ from pbe_fast.device import Device
 from pbe_fast.errors import ConfigError
 from pbe_fast.models.hooks import watched
 
-__all__ = ["Layer", "blank", "last_layer", "outputs", "stages"]
-
-
-class Layer(NamedTuple):
-    """A convolution, and the batch norm that takes its output, where there is one."""
-
-    conv: nn.Conv2d
-    norm: nn.BatchNorm2d | None
-
-    @property
-    def output(self) -> nn.Conv2d | nn.BatchNorm2d:
-        """Where its channels are measured and cut."""
-        return self.conv if self.norm is None else self.norm
+__all__ = ["blank", "last_linear", "outputs", "stages"]
 
 
 def blank(clean: ImageData, device: Device) -> Tensor:
@@ -34,29 +22,19 @@ def blank(clean: ImageData, device: Device) -> Tensor:
     return device.images(grey)
 
 
-def last_layer(model: nn.Module, images: Tensor) -> Layer:
-    """The convolution that is computed last, of those that see more than one position.
+def last_linear(model: nn.Module, images: Tensor) -> nn.Linear:
+    """The linear layer that is computed last, on one row of features for each image.
 
     Raises:
         ConfigError: there is none.
     """
-    found: list[tuple[nn.Conv2d, Tensor]] = []
-    norms: dict[nn.Conv2d, nn.BatchNorm2d] = {}
+    found: list[nn.Linear] = []
 
     def note(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        if isinstance(module, nn.Conv2d):
-            if output.shape[-2:].numel() > 1:  # squeeze-and-excitation works on one
-                found.append((module, output))
-        elif isinstance(module, nn.BatchNorm2d) and module.affine:
-            for conv, value in found[-1:]:
-                if inputs[0] is value:
-                    norms[conv] = module
+        if isinstance(module, nn.Linear) and inputs[0].ndim == 2:
+            found.append(module)
 
-    handles = [
-        module.register_forward_hook(note)
-        for module in model.modules()
-        if isinstance(module, nn.Conv2d | nn.BatchNorm2d)
-    ]
+    handles = [module.register_forward_hook(note) for module in model.modules()]
     try:
         with torch.no_grad():
             model(images)
@@ -64,9 +42,10 @@ def last_layer(model: nn.Module, images: Tensor) -> Layer:
         for handle in handles:
             handle.remove()
     if not found:
-        raise ConfigError("fine-pruning cuts channels of a convolution, and the network has none.")
-    conv = found[-1][0]
-    return Layer(conv, norms.get(conv))
+        raise ConfigError(
+            "fine-pruning cuts features that a last linear layer takes, and the network has none."
+        )
+    return found[-1]
 
 
 def stages(model: nn.Module, images: Tensor) -> list[str]:

@@ -5,10 +5,13 @@ Neural Networks", RAID 2018 (arXiv 1805.12185), sections 4.1 and 4.3. A backdoor
 the last convolution that clean images do not use, so the channels are cut in the order of their
 mean activation on clean images, for as long as the accuracy allows; fine-tuning repairs the rest.
 
-The paper leaves it to the defender how much accuracy pruning may cost. Ours: 4 points, on a fifth
-of the clean images that the activations are not measured on; a 64th of the channels at a time; then
-:data:`bench.baselines.ft.STAGE` on all clean images. Where a batch norm takes the convolution's
-output, the channel is measured and cut behind it, as it would turn a zero into something else.
+In a residual network the output of the last convolution is added to a shortcut, past which the
+channel would live on. So a channel is measured and cut where it reaches the last linear layer,
+behind the addition, the activation and the pooling, as in BackdoorBench (Wu et al., NeurIPS 2022);
+in a network without shortcuts that is the same. The paper leaves it to the defender how much
+accuracy pruning may cost. Ours: 4 points, on a fifth of the clean images that the activations are
+not measured on; a 64th of the channels at a time; then :data:`bench.baselines.ft.STAGE` on all
+clean images.
 """
 
 from collections.abc import Callable, Iterator
@@ -20,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from bench.baselines._common import Ids, finetune, logits_of
-from bench.baselines._layers import Layer, blank, last_layer
+from bench.baselines._layers import blank, last_linear
 from bench.baselines.ft import STAGE
 from pbe_fast.data.loader import ImageData
 from pbe_fast.device import Device
@@ -68,7 +71,7 @@ def fine_pruning(
     """Prune, then fine-tune; see :class:`bench.baselines._common.Erase` for the arguments.
 
     Raises:
-        ConfigError: the network has no convolution, or there are too few clean images.
+        ConfigError: the network has no last linear layer, or there are too few clean images.
     """
     if len(ids) < 2:
         raise ConfigError(f"fine-pruning: {len(ids)} clean images; it needs two or more.")
@@ -76,7 +79,7 @@ def fine_pruning(
     count = min(len(ids) - 1, max(1, round(settings.held_out * len(ids))))
     held, rest = np.sort(ids[order[:count]]), np.sort(ids[order[count:]])
     model.eval()
-    layer = last_layer(model, blank(clean, device))
+    layer = last_linear(model, blank(clean, device))
     activity = channel_activity(model, layer, clean, rest, device)
 
     def accuracy(mask: Tensor) -> float:
@@ -95,18 +98,15 @@ def fine_pruning(
 
 @torch.no_grad()
 def channel_activity(
-    model: nn.Module, layer: Layer, clean: ImageData, ids: Ids, device: Device
+    model: nn.Module, layer: nn.Linear, clean: ImageData, ids: Ids, device: Device
 ) -> Tensor:
-    """Mean positive part of each channel over images and positions: ``(C,)`` float32.
+    """Mean of each feature that the layer takes over images: ``(C,)`` float32."""
+    total = torch.zeros(layer.in_features, device=device.torch)
 
-    The positive part, as it is what a ReLU would hand on.
-    """
-    total = torch.zeros(layer.conv.out_channels, device=device.torch)
+    def add(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        total.add_(inputs[0].float().sum(0))
 
-    def add(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        total.add_(output.float().clamp_min(0).mean((2, 3)).sum(0))
-
-    handle = layer.output.register_forward_hook(add)
+    handle = layer.register_forward_pre_hook(add)
     try:
         for batch in clean.read(ids, _BATCH):
             if len(batch.ids):
@@ -143,11 +143,11 @@ def prune_dormant(
 
 
 @contextmanager
-def _masked(layer: Layer, mask: Tensor) -> Iterator[None]:
-    def keep(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        return output * mask.to(output.dtype).view(1, -1, 1, 1)
+def _masked(layer: nn.Linear, mask: Tensor) -> Iterator[None]:
+    def keep(module: nn.Module, inputs: tuple[Tensor, ...]) -> Tensor:
+        return inputs[0] * mask.to(inputs[0].dtype)
 
-    handle = layer.output.register_forward_hook(keep)
+    handle = layer.register_forward_pre_hook(keep)
     try:
         yield
     finally:
@@ -155,8 +155,5 @@ def _masked(layer: Layer, mask: Tensor) -> Iterator[None]:
 
 
 @torch.no_grad()
-def _cut(layer: Layer, mask: Tensor) -> None:
-    cut = mask == 0
-    layer.output.weight[cut] = 0
-    if layer.output.bias is not None:
-        layer.output.bias[cut] = 0
+def _cut(layer: nn.Linear, mask: Tensor) -> None:
+    layer.weight[:, mask == 0] = 0

@@ -16,8 +16,8 @@ where y' is what the infected model says of x + e, and y is the true label.
 
 The paper's: PGD with 5 steps and eps 0.2, lambda_1 = lambda_2 = lambda_4 = 1, lambda_3 = 0.01. The
 authors' configuration has steps of length 0.2 and Adam with a learning rate of 1e-4 that falls to
-zero by a cosine, in 100 epochs of batches of 256. Ours: 20 epochs of batches of 64, which are
-almost as many updates for a fifth of the mining.
+zero by a cosine, in 100 epochs of batches of 256, and leaves batch norm its statistics. Ours: 20
+epochs of batches of 64, which are almost as many updates for a fifth of the mining.
 """
 
 import math
@@ -81,20 +81,18 @@ def shared_unlearning(
     optimizer = torch.optim.Adam(model.parameters(), settings.lr)
     generator = torch_generator(seed, "shared examples")
     epochs, size = settings.epochs, settings.batch_size
+    model.eval()
     with reproducible(device, seed):
         for batch in minibatches(
             clean, ids, device, seed, progress, phase="sau", epochs=epochs, batch_size=size
         ):
             images, labels = batch.images, batch.labels
             start = torch.rand(images.shape, generator=generator).to(images) * 2 - 1
-            model.eval()
             examples = shared_examples(
                 infected, model, images, labels, start * settings.eps, device, settings
             )
             with torch.no_grad():
                 wrong = logits_of(infected, examples, device).argmax(1)
-            model.train()
-            # One pass for both, so that batch norm sees what it will be used on.
             on_clean, on_shared = logits_of(model, torch.cat([images, examples]), device).chunk(2)
             loss = settings.clean * functional.cross_entropy(on_clean, labels)
             loss = loss + settings.shared * shared_loss(on_shared, wrong, labels)
@@ -103,7 +101,6 @@ def shared_unlearning(
             for group in optimizer.param_groups:
                 group["lr"] = cosine(settings.lr, batch.done)
             optimizer.step()
-    model.eval()
 
 
 def shared_examples(

@@ -14,14 +14,14 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from bench.baselines import BASELINES, anp, fp, ibau, nad, run, sau
-from bench.baselines._common import frozen_statistics, minibatches
-from bench.baselines._layers import last_layer, outputs, stages
-from bench.baselines.anp import Neurons, learn_masks, neuron_pruning, push
+from bench.baselines._common import drawn_batches, frozen_statistics, minibatches
+from bench.baselines._layers import last_linear, outputs, stages
+from bench.baselines.anp import Neurons, learn_masks, neuron_pruning
 from bench.baselines.fp import channel_activity, fine_pruning, prune_dormant
 from bench.baselines.ft import STAGE, fine_tuning
 from bench.baselines.ft_sam import SharpnessAware, climb, sharpness_aware_tuning
 from bench.baselines.ibau import hypergradient, implicit_unlearning, projected
-from bench.baselines.nad import attention, attention_distillation
+from bench.baselines.nad import attention, attention_distillation, cut_out
 from bench.baselines.run import erase
 from bench.baselines.sau import divergence, shared_examples, shared_loss, shared_unlearning
 from bench.study import Case, DataSet, collect, run_cell
@@ -53,7 +53,7 @@ QUICK: Mapping[str, Callable[..., None]] = {
         attention_distillation,
         settings=nad.Distillation(epochs=3, batch_size=32, lr=0.01, betas=(50.0, 100.0, 100.0)),
     ),
-    "anp": partial(neuron_pruning, settings=anp.Pruning(iterations=60)),
+    "anp": partial(neuron_pruning, settings=anp.Pruning(iterations=60, batch_size=32)),
     "ibau": partial(implicit_unlearning, settings=ibau.Unlearning(rounds=1, batch_size=64)),
     "sau": partial(shared_unlearning, settings=sau.Unlearning(epochs=3, batch_size=32)),
     "ft_sam": partial(sharpness_aware_tuning, settings=SharpnessAware(epochs=2, batch_size=32)),
@@ -201,52 +201,50 @@ def test_the_dormant_channels_are_cut_first_and_while_accuracy_allows() -> None:
 class Small(nn.Module):
     """Two convolutions at two resolutions; the third channel of the second one is dead."""
 
-    def __init__(self, norm: bool) -> None:
+    def __init__(self) -> None:
         super().__init__()
         self.first = nn.Conv2d(3, 4, 3, padding=1)
         self.second = nn.Conv2d(4, 3, 3, stride=2, padding=1)
-        self.norm = nn.BatchNorm2d(3) if norm else nn.Identity()
         self.head = nn.Linear(3, CLASSES)
         with torch.no_grad():
             for parameter in self.parameters():
                 parameter.copy_(torch.linspace(-1, 1, parameter.numel()).view_as(parameter))
-            if norm:
-                self.norm.weight[2], self.norm.bias[2] = 0, -1
-            else:
-                self.second.weight[2], self.second.bias[2] = 0, -1
+            self.second.weight[2], self.second.bias[2] = 0, -1
+
+    def features(self, x: Tensor) -> Tensor:
+        x = functional.relu(self.second(functional.relu(self.first(x))))
+        return x.mean((2, 3))
 
     def forward(self, x: Tensor) -> Tensor:
-        x = functional.relu(self.norm(self.second(functional.relu(self.first(x)))))
-        result: Tensor = self.head(x.mean((2, 3)))
+        result: Tensor = self.head(self.features(x))
         return result
 
 
-@pytest.mark.parametrize("norm", [False, True])
-def test_activity_is_measured_behind_the_last_convolution(world: World, norm: bool) -> None:
-    net = Small(norm).eval()
-    layer = last_layer(net, torch.rand(2, 3, SIZE, SIZE))
-    assert layer.conv is net.second
-    assert layer.output is (net.norm if norm else net.second)
+def test_activity_is_that_of_the_last_linear_layers_features(world: World) -> None:
+    net = Small().eval()
+    layer = last_linear(net, torch.rand(2, 3, SIZE, SIZE))
+    assert layer is net.head
     activity = channel_activity(net, layer, world.clean, world.ids, CPU)
     batch = next(iter(world.clean.read(world.ids, 1000)))
-    hidden = functional.relu(net.norm(net.second(functional.relu(net.first(batch.images / 255)))))
     assert activity[2] == 0
-    assert torch.allclose(activity, hidden.mean((0, 2, 3)), rtol=1e-4, atol=1e-6)
+    expected = net.features(batch.images / 255).mean(0)
+    assert torch.allclose(activity, expected, rtol=1e-4, atol=1e-6)
 
 
 def test_what_is_cut_stays_cut(world: World) -> None:
     model = world.infected()
     settings = fp.FinePruning(tolerance=2.0, stage=replace(STAGE, epochs=1, batch_size=32))
     fine_pruning(model, world.clean, world.ids, CPU, 0, Silent(), settings)
-    layer = last_layer(model, torch.rand(2, 3, SIZE, SIZE))
-    assert layer.conv is model.get_submodule("net.layer4.1.conv2")
-    left = layer.conv.weight.flatten(1).abs().sum(1) > 0
-    assert int(left.sum()) == 1
+    layer = last_linear(model, torch.rand(2, 3, SIZE, SIZE))
+    assert layer is model.get_submodule("net.linear")
+    # Past the shortcuts, too: nothing of a feature that is cut gets to the logits.
+    assert int((layer.weight.abs().sum(0) > 0).sum()) == 1
+    assert not torch.equal(layer.weight, world.infected().get_submodule("net.linear").weight)
 
 
-def test_a_network_without_a_convolution_is_not_pruned() -> None:
+def test_a_network_without_a_linear_layer_is_not_pruned() -> None:
     with pytest.raises(ConfigError, match="has none"):
-        last_layer(nn.Sequential(nn.Flatten(), nn.Linear(12, 2)), torch.rand(2, 3, 2, 2))
+        last_linear(nn.Sequential(nn.Conv2d(3, 2, 2), nn.Flatten()), torch.rand(2, 3, 2, 2))
 
 
 # Attention distillation
@@ -263,6 +261,19 @@ def test_attention_is_that_of_the_paper() -> None:
     )
 
 
+def test_a_square_is_cut_out_of_each_image() -> None:
+    images = torch.ones(500, 3, 32, 32)
+    cut = cut_out(images, 9 / 32, torch.Generator().manual_seed(0)) == 0
+    assert torch.equal(cut[:, 0], cut[:, 2])
+    rows, columns = cut[:, 0].any(2).sum(1), cut[:, 0].any(1).sum(1)
+    assert torch.equal(cut[:, 0].sum((1, 2)), rows * columns)  # a rectangle
+    assert int(rows.max()) == int(columns.max()) == 9
+    assert int(rows.min()) >= 4  # at an edge half of it is lost
+    assert float((rows == 9).float().mean()) == pytest.approx(24 / 32, abs=0.08)
+    assert bool(cut.any(0).all())  # anywhere
+    assert bool((images == 1).all())
+
+
 def test_stages_end_with_their_last_block() -> None:
     model = create_model(ModelSpec("builtin:preact_resnet18", 3, 16, {"width": 2}))
     names = [f"net.layer{i}" for i in (1, 2, 3, 4)]
@@ -276,9 +287,7 @@ def test_stages_end_with_their_last_block() -> None:
 def test_parts_of_other_architectures_are_found() -> None:
     images = torch.rand(2, 3, 64, 64)
     model = create_model(ModelSpec("torchvision:resnet18", 3, 64)).eval()
-    layer = last_layer(model, images)
-    assert layer.conv is model.get_submodule("net.layer4.1.conv2")
-    assert layer.output is model.get_submodule("net.layer4.1.bn2")
+    assert last_linear(model, images) is model.get_submodule("net.fc")
     assert stages(model, images) == ["net.relu", *(f"net.layer{i}" for i in (1, 2, 3, 4))]
     transformer = create_model(
         ModelSpec("timm:vit_tiny_patch16_224", 3, 64, {"img_size": 64, "depth": 1})
@@ -322,31 +331,44 @@ def test_the_student_takes_the_attention_of_its_teacher(world: World) -> None:
 # Adversarial neuron pruning
 
 
-def test_a_push_climbs_and_stays_within_eps() -> None:
-    gradient = torch.tensor([2.0, -0.1, 0.0, 5.0])
-    assert push(torch.zeros(4), gradient, 0.4).tolist() == pytest.approx([0.4, -0.4, 0.0, 0.4])
-    start = torch.tensor([0.3, 0.3, -0.4, -0.3])
-    assert push(start, gradient, 0.4).tolist() == pytest.approx([0.4, -0.1, -0.4, 0.1])
-
-
 def test_masks_stay_in_the_unit_interval_and_the_network_as_it_was(world: World) -> None:
     model = world.infected()
-    pushes: list[Tensor] = []
-    original = anp.push
+    neurons = Neurons(model)
+    asked: list[tuple[Tensor, Tensor]] = []
+    original = neurons.logits
 
-    def watched(start: Tensor, gradient: Tensor, eps: float) -> Tensor:
-        pushes.extend([start, original(start, gradient, eps)])
-        return pushes[-1]
+    def watched(images: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        assert len(images) == 40  # every batch is full
+        asked.append((weight.detach().clone(), bias.detach().clone()))
+        return original(images, weight, bias)
 
-    settings = anp.Pruning(iterations=6, lr=20.0)
+    settings = anp.Pruning(iterations=6, lr=20.0, batch_size=40)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(anp, "push", watched)
-        masks = learn_masks(Neurons(model), world.clean, world.ids, CPU, 0, Silent(), settings)
+        patch.setattr(neurons, "logits", watched)
+        masks = learn_masks(neurons, world.clean, world.ids, CPU, 0, Silent(), settings)
     assert masks.min() == 0
     assert masks.max() == 1
-    assert len(pushes) == 12
-    assert all(float(each.abs().max()) <= settings.eps + 1e-6 for each in pushes)
+    assert len(asked) == 18
+    for start, plain, pushed in zip(asked[::3], asked[1::3], asked[2::3], strict=True):
+        assert float(plain[0].min()) >= 0
+        assert float(plain[0].max()) <= 1
+        assert bool((plain[1] == 1).all())
+        first, last = start[1] - 1, pushed[1] - 1  # of the biases, whose mask is one
+        assert float(first.abs().max()) <= settings.eps
+        step = (last - first).abs()
+        assert bool(((step < 1e-6) | ((step - settings.eps).abs() < 1e-6)).all())
+        assert float((step > 0).float().mean()) > 0.5
     assert _same(model, world.infected())
+
+
+def test_drawn_batches_are_the_images_that_were_drawn(world: World) -> None:
+    drawn = np.array([[3, 3, 7], [1, 0, 3]])
+    batches = list(drawn_batches(world.clean, drawn, CPU, 0, Silent(), phase="x"))
+    labels = world.clean.manifest.labels
+    assert [batch.labels.tolist() for batch in batches] == [labels[ids].tolist() for ids in drawn]
+    assert [batch.done for batch in batches] == [0, 0.5]
+    # The same image in two batches is augmented in two ways.
+    assert not torch.equal(batches[0].images[0], batches[1].images[2])
 
 
 def test_a_mask_of_zero_is_a_neuron_that_is_cut(world: World) -> None:
@@ -354,10 +376,10 @@ def test_a_mask_of_zero_is_a_neuron_that_is_cut(world: World) -> None:
     neurons = Neurons(model)
     images = next(iter(world.test.read(world.test.ids, 8))).images / 255
     ones = torch.ones(neurons.count)
-    assert torch.equal(neurons.logits(images, CPU, ones, ones), model(images))
+    assert torch.equal(neurons.logits(images, ones, ones), model(images))
     mask = ones.clone()
     mask[[0, 20, neurons.count - 1]] = 0
-    expected = neurons.logits(images, CPU, mask, ones)
+    expected = neurons.logits(images, mask, ones)
     assert not torch.allclose(expected, model(images))
     neurons.cut(mask == 0)
     assert torch.allclose(expected, model(images), atol=1e-5)
@@ -368,7 +390,7 @@ def test_a_mask_of_zero_is_a_neuron_that_is_cut(world: World) -> None:
 
 def test_a_network_without_batch_norm_has_no_neurons_to_prune() -> None:
     with pytest.raises(ConfigError, match="has none"):
-        Neurons(Small(False))
+        Neurons(Small())
 
 
 # Implicit unlearning
