@@ -2,7 +2,6 @@
 
     python -m bench.appendix runs/appendix --images IMAGES
     python -m bench.appendix runs/appendix --images IMAGES --only theory signs10
-    python -m bench.appendix runs/appendix --images IMAGES --only calibration
 
 ``IMAGES`` holds ``gtsrb32`` and ``cifar10`` as image folders. First models are trained, scanned
 with what they were trained on (:mod:`bench.calibration`), and the theory is checked
@@ -21,6 +20,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from functools import partial
 from multiprocessing import get_context, parent_process
 from pathlib import Path
+from shutil import copyfile
 from threading import Thread
 from time import perf_counter
 from typing import Any, NamedTuple
@@ -32,8 +32,9 @@ from bench.attacks import BENIGN
 from bench.study import Case, run_case
 from pbe_fast.progress import Silent
 
-__all__ = ["Job", "measurements", "models", "work_off"]
+__all__ = ["Job", "measurements", "models", "pictures", "work_off"]
 
+PICTURES = Path("docs/figures")
 IMAGES = {32: 400, appendix_features.LARGE: 100}  # whose features are measured
 
 
@@ -52,6 +53,7 @@ class Job(NamedTuple):
 def models(folder: Path, images: Path) -> list[Job]:
     """The theory, and everything that trains; the longest first, so that none is left over."""
     silent = Silent()
+    appendix_features.large_shards(folder)  # here, as two processes must not draw the same ones
     shards = {
         name: calibration.clean_shards(folder, images, data)
         for name, data in calibration.DATA.items()
@@ -102,6 +104,20 @@ def measurements(folder: Path) -> list[Job]:
         for one in appendix_predictions.FIGURES
     ]
     return of_predictions + of_features
+
+
+def pictures(folder: Path, out: Path) -> None:
+    """Copies of the heat maps at eps 8/255 and of one feature picture of each setting."""
+    out.mkdir(parents=True, exist_ok=True)
+    for one in appendix_predictions.FIGURES:
+        case = appendix_predictions.place(one, folder)
+        heat_map = case / "scan-test" / "figures" / "heat-map-8.png"
+        if heat_map.exists():
+            copyfile(heat_map, out / f"heat-map-{one.data}-{one.attack}.png")
+    for setting in appendix_features.settings(folder):
+        maps = folder / f"features-{setting.name}" / "maps-0.png"
+        if maps.exists():
+            copyfile(maps, out / f"features-{setting.name}.png")
 
 
 def work_off(jobs: Sequence[Job], processes: int) -> dict[str, Any]:
@@ -162,6 +178,7 @@ def main() -> None:
     calibration.keep(folder, calibration.OUT)
     for part, module in (("features", appendix_features), ("predictions", appendix_predictions)):
         module.keep([row for name, row in rows.items() if name.startswith(part)], module.OUT, "cpu")
+    pictures(folder, PICTURES)
 
 
 if __name__ == "__main__":

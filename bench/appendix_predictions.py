@@ -44,6 +44,7 @@ __all__ = [
     "keep",
     "make",
     "measure",
+    "place",
     "to_next",
     "to_target",
 ]
@@ -122,13 +123,20 @@ FIGURES = (
 _DOG = replace(SMALL["cifar10"], name="cifar10dog", attacks={"blend": {"picture": "dog"}})
 
 
+def place(one: Figure, folder: Path) -> Path:
+    """The folder of its model."""
+    name = one.attack if one.data == LARGE_NAME else Case(one.attack).name
+    return folder / one.data / name
+
+
 def make(one: Figure, folder: Path, device: str, progress: Progress) -> Path:
     """The folder of its model, which is trained where it is missing."""
     if one.data == LARGE_NAME:
-        return large_model(folder, one.attack, device, progress)
-    data = {**SMALL, _DOG.name: _DOG}[one.data]
-    run_case(folder, _shards(one, folder), data, Case(one.attack), device, progress)
-    return folder / one.data / Case(one.attack).name
+        large_model(folder, one.attack, device, progress)
+    else:
+        data = {**SMALL, _DOG.name: _DOG}[one.data]
+        run_case(folder, _shards(one, folder), data, Case(one.attack), device, progress)
+    return place(one, folder)
 
 
 def figure_row(one: Figure, folder: Path, device: str, progress: Progress) -> dict[str, Any]:

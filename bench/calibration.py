@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from bench._setup import facts, write_json
-from bench.attacks import BENIGN, CELLS, TARGET
+from bench.attacks import BENIGN, TARGET
 from bench.study import Case, DataSet, prepare, run_case
 from pbe_fast import ScanConfig, load_config, scan
 from pbe_fast.analysis.predictions import PREDICTIONS_NAME, read_predictions
@@ -34,19 +34,19 @@ OUT = Path("bench/results/scan_calibration.json")
 WIDTH = 8
 PLAIN = {"precision": "float32", "memory_format": "channels_last"}  # nothing that is measured
 FAST = {"batch_size": 32, "lr": 0.03, "data.augment": "none", **PLAIN}
-# The patch as in the study; generators that train for a fifth of the steps, to be quick.
-SIGNS = {"badnets": {"patch_size": 8}, "input_aware": {"generator_steps": 300}}
+# The patch as in the study; generators that train for less of the steps, to be quick.
+SIGNS = {"badnets": {"patch_size": 8}, "input_aware": {"generator_steps": 200}}
 DATA = {
-    "signs10": DataSet("signs10", 10, 400, 50, 8, WIDTH, attacks=SIGNS, training=FAST),
-    "signs20": DataSet("signs20", 20, 200, 25, 8, WIDTH, attacks=SIGNS, training=FAST),
-    "gtsrb43": DataSet("gtsrb43", 43, 0, 0, 8, WIDTH, training=FAST),
-    "cifar10": DataSet("cifar10", 10, 0, 0, 8, WIDTH, training=FAST),
+    "signs10": DataSet("signs10", 10, 400, 50, 7, WIDTH, attacks=SIGNS, training=FAST),
+    "signs20": DataSet("signs20", 20, 200, 25, 7, WIDTH, attacks=SIGNS, training=FAST),
+    "gtsrb43": DataSet("gtsrb43", 43, 0, 0, 7, WIDTH, training=FAST),
+    "cifar10": DataSet("cifar10", 10, 0, 0, 7, WIDTH, training=FAST),
 }
 SEEDS = range(5)  # of the benign models, of each data set
 INFECTED = (
-    *(("signs10", attack, "all_to_one") for attack in CELLS if attack != BENIGN),
+    *(("signs10", attack, "all_to_one") for attack in ("badnets", "blend", "sig", "input_aware")),
     *(("signs10", attack, "all_to_all") for attack in ("badnets", "blend")),
-    *(("gtsrb43", attack, "all_to_one") for attack in ("badnets", "blend")),
+    *(("gtsrb43", attack, "all_to_one") for attack in ("badnets", "blend", "wanet")),
     ("gtsrb43", "badnets", "all_to_all"),
     ("cifar10", "blend", "all_to_one"),
 )
@@ -133,11 +133,15 @@ def collect(folder: Path, benign: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def keep(folder: Path, out: Path) -> None:
-    """Write what was seen; the package's benign models only by as many as there should be."""
+    """Write what was seen of all models, and the benign ones for the verdict; nothing of a part."""
+    wanted = [folder / data.name / case.name / "scan" / PREDICTIONS_NAME for data, case in cases()]
+    missing = sum(not file.exists() for file in wanted)
+    if missing:
+        print(f"{missing} of {len(wanted)} models are not scanned; {out.name} stays as it is")
+        return
     benign = reference(folder)
-    if len(benign) == len(SEEDS) * len(DATA):
-        place = Path(str(files("pbe_fast.analysis").joinpath("benign.json")))
-        write_json(place, {"rows": benign})
+    place = Path(str(files("pbe_fast.analysis").joinpath("benign.json")))
+    write_json(place, {"rows": benign})
     content = {**facts("cpu"), "rows": collect(folder, benign)}
     content["command"] = "python -m bench.appendix runs/appendix --images IMAGES"
     write_json(out, content)

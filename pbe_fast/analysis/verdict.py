@@ -22,7 +22,10 @@ perturbation to make or to break, so that no adversarial example falls to its la
 nearly all; else those that happen to be.
 
 The verdict is a conformal test (Vovk et al. 2005): a model is called infected where what is seen
-exceeds what was seen of benign models, of which as few as one in twenty may exceed it.
+exceeds what was seen of benign models, of which as few as one in twenty may exceed it. There is
+none for fewer classes than they had: a mean over few classes is large by chance, one class is a
+large share of all, and the logarithm of an even spread is the most that *pull* and *shift* can
+reach.
 """
 
 import json
@@ -37,13 +40,23 @@ import numpy.typing as npt
 
 from pbe_fast.analysis.predictions import Predictions
 
-__all__ = ["BENIGN_EPS_255", "LEVEL", "Evidence", "Verdict", "benign_scores", "evidence", "judge"]
+__all__ = [
+    "BENIGN_EPS_255",
+    "FEWEST_CLASSES",
+    "LEVEL",
+    "Evidence",
+    "Verdict",
+    "benign_scores",
+    "evidence",
+    "judge",
+]
 
 Floats = npt.NDArray[np.float64]
 Kind = Literal["pull", "shift", "gap", "apart"]
 
 LEVEL = 0.05  # share of benign models that may be called infected
 BENIGN_EPS_255 = (2.0, 8.0, 16.0)  # sizes at which they were scanned
+FEWEST_CLASSES = 10  # with images; no benign model had fewer
 _SMOOTH = 0.5  # images added to every cell
 _FEWEST = 8  # images of a cluster whose margins are compared
 _TINY = 1e-9
@@ -78,12 +91,13 @@ class Verdict:
     """What a scan says.
 
     Attributes:
-        infected: whether ``p_value`` is at most :data:`LEVEL`.
+        infected: whether ``p_value`` is at most :data:`LEVEL`; never where ``enough`` is not.
         mode: ``all_to_one``, ``all_to_all``; None where no backdoor was found.
         targets: labels that the attacker wants, all-to-one.
         p_value: share of benign models of which as much would be seen, at least 1 / (models + 1).
         models: how many benign models that was measured on.
         clusters: whether *gap* and *apart* were looked at.
+        enough: whether there are at least :data:`FEWEST_CLASSES`; else there is no verdict.
         comparable: whether the benign models were scanned at the same sizes; else ``p_value`` is
             no more than a hint.
         evidence: all that was measured, the strongest first.
@@ -95,6 +109,7 @@ class Verdict:
     p_value: float
     models: int
     clusters: bool
+    enough: bool
     comparable: bool
     evidence: tuple[Evidence, ...]
 
@@ -127,14 +142,22 @@ def judge(found: Predictions, benign: Sequence[Mapping[Kind, float]] | None = No
         kinds = (*kinds, "gap", "apart")
     reference = [max(scores[kind] for kind in kinds if kind in scores) for scores in benign]
     seen = evidence(found)
-    above = [one for one in seen if all(score < one.score for score in reference)]
-    exceeding = sum(score >= seen[0].score for score in reference) if seen else len(reference)
-    p_value = (1 + exceeding) / (1 + len(reference))
-    infected = p_value <= LEVEL
+
+    def chance(score: float) -> float:
+        return (1 + sum(other >= score for other in reference)) / (1 + len(reference))
+
+    p_value = chance(seen[0].score) if seen else 1.0
+    enough = int((found.images > 0).sum()) >= FEWEST_CLASSES
+    infected = enough and p_value <= LEVEL
+    above = [one for one in seen if infected and chance(one.score) <= LEVEL]
     mode: Literal["all_to_one", "all_to_all"] | None = None
     targets: tuple[int, ...] = ()
-    if infected:  # with a trigger for every label, single labels stand out, too
-        every = any(one.kind in ("shift", "apart") for one in above)
+    if infected:
+        # With a trigger for every label single ones stand out by their gap, too; but with one for a
+        # single label, nothing draws adversarial examples as that label does.
+        best = {kind: max((e.score for e in above if e.kind == kind), default=-np.inf)
+                for kind in ("pull", "shift", "apart")}  # fmt: skip
+        every = max(best["shift"], best["apart"]) > best["pull"]
         mode = "all_to_all" if every else "all_to_one"
     if mode == "all_to_one":
         targets = tuple(
@@ -143,7 +166,9 @@ def judge(found: Predictions, benign: Sequence[Mapping[Kind, float]] | None = No
             )
         )
     comparable = found.eps_255 == BENIGN_EPS_255
-    return Verdict(infected, mode, targets, p_value, len(reference), clusters, comparable, seen)
+    return Verdict(
+        infected, mode, targets, p_value, len(reference), clusters, enough, comparable, seen
+    )
 
 
 def evidence(found: Predictions) -> tuple[Evidence, ...]:

@@ -18,6 +18,7 @@ from pydantic import Field, ValidationError
 
 from pbe_fast.data.decode import decode_rgb
 from pbe_fast.errors import ImageError
+from pbe_fast.report._drawing import Drawing
 from pbe_fast.report._run import Count, Record
 from pbe_fast.report._scan_map import ScanMap
 from pbe_fast.thumbnails import png_bytes
@@ -125,6 +126,13 @@ class Extras:
             )
             for scan in self.kept.scans
         ]  # fmt: skip
+
+    @property
+    def drawings(self) -> dict[str, Drawing]:
+        """The heat maps for files of their own, by name, in the order of the page."""
+        return {
+            f"scan-{number}": scan.map.drawing for number, scan in enumerate(self.kept.scans, 1)
+        }
 
     @property
     def readings(self) -> list[str]:

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 
-from pbe_fast.analysis.verdict import BENIGN_EPS_255, Evidence, Verdict
+from pbe_fast.analysis.verdict import BENIGN_EPS_255, FEWEST_CLASSES, Evidence, Verdict
 from pbe_fast.report._words import Verdict as Words
 from pbe_fast.report._words import class_words
 
@@ -18,6 +18,14 @@ def verdict_words(verdict: Verdict, classes: Sequence[str] = ()) -> Words:
     Args:
         classes: names, by label.
     """
+    if not verdict.enough:
+        return Words(
+            "unknown",
+            "No verdict",
+            "There is no verdict on a model of so few classes.",
+            f"The benign models that a verdict goes by had {FEWEST_CLASSES} classes or more. The "
+            "heat map and the table below are what was measured.",
+        )
     strongest = verdict.evidence[0] if verdict.evidence else None
     models = verdict.models
     as_much = round(verdict.p_value * (models + 1)) - 1

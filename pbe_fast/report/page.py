@@ -112,6 +112,7 @@ def render(run_dir: Path, extras: Extras | None = None) -> Page:
     environment.filters.update({name: _unless_none(show) for name, show in _FILTERS.items()})
     environment.filters["class_words"] = lambda label: class_words(label, classes)
     source = resources.files("pbe_fast.report").joinpath("template.html").read_text("utf-8")
+    extras = read_extras(run_dir) if extras is None else extras
     page = environment.from_string(source).render(
         run_name=run_dir.resolve().name,
         method=method_words(metrics),
@@ -125,7 +126,7 @@ def render(run_dir: Path, extras: Extras | None = None) -> Page:
         unreadable=history.unreadable,
         suspects=suspects,
         gallery=gallery,
-        extras=read_extras(run_dir) if extras is None else extras,
+        extras=extras,
         listed=len(suspects.scores) if suspects else None,
         phases=_phases(metrics),
         model=model_words(metrics.model) if metrics.model else None,
@@ -133,7 +134,8 @@ def render(run_dir: Path, extras: Extras | None = None) -> Page:
         config=read_config_text(run_dir),
     )
     named = [*pictures, *([histogram] if histogram else [])]
-    return Page(clean_text(page), {picture.name: picture.drawing for picture in named})
+    drawings = {picture.name: picture.drawing for picture in named}
+    return Page(clean_text(page), {**drawings, **extras.drawings})
 
 
 def _unless_none(show: Callable[[Any], str]) -> Callable[[Any], str | None]:

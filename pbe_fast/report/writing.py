@@ -12,7 +12,7 @@ __all__ = ["FIGURES_NAME", "REPORT_NAME", "write_report"]
 REPORT_NAME = "report.html"
 FIGURES_NAME = "figures"
 # The names of all plots that any page has as files.
-_OURS = re.compile(r"(curves|loss|scores|heat-map-[0-9][0-9.e+-]*)\.(svg|png)")
+_OURS = re.compile(r"(curves|loss|scores|scan-[0-9]|heat-map-[0-9][0-9.e+-]*)\.(svg|png)")
 
 
 def write_report(

@@ -91,6 +91,18 @@ def test_a_benign_model_leads_nobody_along_the_trigger() -> None:
     assert untargeted(a.task, a.infected.weights, 0.5).share > 0.05
 
 
+def test_a_small_radius_is_not_lost_in_single_precision() -> None:
+    """Where no decision is near, the direction is that of the gradient, whatever the radius."""
+    a = analyse(draw(Setting()), 0.05)
+    shares = [
+        [untargeted(a.task, model.weights, delta).share for delta in (1e-3, 1e-5, 1e-7)]
+        for model in (a.infected, a.benign)
+    ]
+    assert shares[0] == pytest.approx([shares[0][0]] * 3, rel=1e-2)
+    assert shares[0][0] > 0.05
+    assert max(shares[1]) < 1e-5
+
+
 def test_untargeted_examples_fool_the_more_the_larger_they_are() -> None:
     a = analyse(draw(Setting(examples=40)), 0.05)
     rates = [untargeted(a.task, a.infected.weights, delta).fooled for delta in (1e-3, 0.5, 1.0)]

@@ -1,5 +1,6 @@
 """The claims of appendix A: what is corrected holds everywhere, what fails has its witness."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ from pbe_fast.analysis.linear import (
     verdict,
 )
 from pbe_fast.analysis.linear.claims import claim
-from pbe_fast.analysis.linear.solution import losses, objective, probabilities
+from pbe_fast.analysis.linear.solution import gradient, losses, objective, probabilities
 from pbe_fast.analysis.linear.witnesses import antipodes, close_classes, close_pair
 from tests.analysis._problems import made, problems
 
@@ -65,6 +66,27 @@ def test_corrected_claims_and_those_that_survive_hold(task: Problem, power: floa
 def test_they_hold_at_the_edges(edge: dict[str, Any]) -> None:
     for found in corrected_and_surviving(made(**edge), 0.01):
         assert not found.refuted, found
+
+
+@pytest.mark.parametrize("place", ["off", "along", "inside"])
+def test_a_model_that_is_no_minimiser_is_noticed(place: str) -> None:
+    """By the claims about the form of minimisers, whatever the solver says of itself."""
+    a = analyse(draw(Setting()), 0.05)
+    name = {"off": "rank one", "along": "u_l itself", "inside": "(17)"}[place]
+    form = "printed" if place == "off" else "corrected"
+    (held,) = (c for c in claims_of(a) if (c.name, c.form) == (name, form))
+    assert not held.refuted
+    k = a.task.classes
+    off = np.linalg.svd(np.c_[a.task.basis, a.task.patch])[0][:, -1]  # orthogonal to S and P
+    added = {"off": off, "along": a.task.patch, "inside": a.task.basis[:, 0]}[place]
+    wrong = 0.01 * np.outer(added, np.ones(k))
+    model = "benign" if place == "inside" else "infected"
+    solution = getattr(a, model)
+    moved = solution.weights + wrong
+    steep = np.linalg.norm(gradient(a.task, moved)) / a.task.lam
+    broken = replace(a, **{model: replace(solution, weights=moved, distance=float(steep))})
+    (found,) = (c for c in claims_of(broken) if (c.name, c.form) == (name, form))
+    assert found.refuted
 
 
 def test_the_lists_here_name_every_claim() -> None:

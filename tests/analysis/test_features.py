@@ -53,8 +53,11 @@ def test_similarity_of_features_made_by_hand() -> None:
     b = torch.tensor([[3.0, 4.0, 0.0], [0.0, 2.0, 0.0], [-2.0, -4.0, -6.0], [1.0, 0.0, 0.0]])
     assert cosine(a, b).tolist() == pytest.approx([1.0, 0.0, -1.0, 0.0], abs=1e-7)
     assert l2(a, b).tolist() == pytest.approx([0.0, 5**0.5, 126**0.5, 1.0])
-    assert top_overlap(a, b, 1).tolist() == [1.0, 0.0, 1.0, 1.0]
-    assert top_overlap(a, b, 2).tolist() == [1.0, 1.0, 1.0, 1.0]
+    assert top_overlap(a, b, 1).tolist() == [1.0, 0.0, 1.0, 0.0]
+    assert top_overlap(a, b, 2).tolist() == [1.0, 0.0, 1.0, 0.0]  # what is zero is not shared
+    sparse = torch.tensor([[5.0, 4.0, 0.0, 0.0, 0.0, 0.0], [5.0, 4.0, 3.0, 2.0, 0.0, 0.0]])
+    assert top_overlap(sparse[:1], sparse[1:], 3).tolist() == pytest.approx([2 / 3])
+    assert top_overlap(sparse[:1], sparse[:1], 3).tolist() == [1.0]
     shuffled = a[[1, 2, 3, 0]]
     assert cosine(a, shuffled).tolist() == pytest.approx([0.6, 1 / 14**0.5, 0.0, 0.0], abs=1e-6)
 
@@ -78,11 +81,13 @@ def test_overlap_is_what_counting_gives(case: tuple[list[int], list[int], int]) 
     first, second, count = case
 
     def strongest(values: list[int]) -> set[int]:
-        return set(sorted(range(len(values)), key=lambda i: (-abs(values[i]), i))[:count])
+        order = sorted(range(len(values)), key=lambda i: (-abs(values[i]), i))
+        return {i for i in order[:count] if values[i]}
 
     a, b = torch.tensor([first, second]).float(), torch.tensor([second, second]).float()
-    expected = len(strongest(first) & strongest(second)) / count
-    assert top_overlap(a, b, count).tolist() == pytest.approx([expected, 1.0])
+    most = max(len(strongest(first)), len(strongest(second)), 1)
+    expected = [len(strongest(first) & strongest(second)) / most, float(any(second))]
+    assert top_overlap(a, b, count).tolist() == pytest.approx(expected)
     assert top_overlap(b, a, count)[0] == top_overlap(a, b, count)[0]
 
 

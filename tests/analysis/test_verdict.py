@@ -13,7 +13,14 @@ from hypothesis import strategies as st
 
 from pbe_fast.analysis import verdict as module
 from pbe_fast.analysis.predictions import Predictions
-from pbe_fast.analysis.verdict import LEVEL, Evidence, benign_scores, evidence, judge
+from pbe_fast.analysis.verdict import (
+    FEWEST_CLASSES,
+    LEVEL,
+    Evidence,
+    benign_scores,
+    evidence,
+    judge,
+)
 from pbe_fast.erase.split import ClassSplit
 
 CLASSES, EACH = 10, 40
@@ -85,6 +92,42 @@ def test_the_next_label_for_all_is_all_to_all() -> None:
     assert (said.mode, said.targets) == ("all_to_all", ())
     back = _scan(lambda k, i: (k - 1) % CLASSES if i % 2 else _evenly(k, i))
     assert _of(back, "shift").label == CLASSES - 1
+
+
+def test_a_stronger_pull_than_apart_is_all_to_one() -> None:
+    """Photographs of one thing can part many labels, too; they do not draw adversarial examples."""
+    second = np.tile(np.arange(EACH) < EACH // 2, CLASSES)
+    found = _scan(lambda k, i: 3 if k != 3 and i % 2 else _evenly(k, i), second=second,
+                  split=(3, 4, 5, 6))  # fmt: skip
+    apart, pull = _of(found, "apart").score, _of(found, "pull").score
+    assert max(row["pull"] for row in BENIGN) < apart < pull
+    said = judge(found, BENIGN)
+    assert (said.mode, said.targets) == ("all_to_one", (3,))
+    more = replace(found, split=tuple(ClassSplit(k, 0.5, 1.0, 5.0) for k in range(CLASSES)))
+    assert _of(more, "apart").score > pull
+    assert judge(more, BENIGN).mode == "all_to_all"
+
+
+def test_a_score_as_high_as_a_benign_one_can_name_a_label() -> None:
+    """Of 40 benign models one may exceed it at the level of one in twenty."""
+    found = _scan(lambda k, i: 3 if k != 3 and i % 2 else _evenly(k, i))
+    high = ({"pull": 9.0, "shift": 0.0, "apart": 0.0},)
+    said = judge(found, (*BENIGN, *BENIGN[1:], *high))
+    assert said.p_value == pytest.approx(2 / 41)
+    assert (said.infected, said.mode, said.targets) == (True, "all_to_one", (3,))
+
+
+def test_there_is_no_verdict_on_few_classes() -> None:
+    whole = _scan(lambda k, i: 3 if k != 3 and i % 2 else _evenly(k, i))
+    assert judge(whole, BENIGN).enough
+    some = whole.labels < FEWEST_CLASSES - 1
+    fewer = Predictions(
+        whole.classes, whole.eps_255, whole.labels[some], whole.predicted[some],
+        whole.margins[some],
+    )  # fmt: skip
+    said = judge(fewer, BENIGN)
+    assert said.p_value <= LEVEL
+    assert (said.infected, said.mode, said.targets, said.enough) == (False, None, (), False)
 
 
 def test_by_hand() -> None:

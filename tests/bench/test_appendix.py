@@ -31,6 +31,7 @@ def test_every_model_that_is_measured_is_made_once(
     monkeypatch.setattr(appendix_predictions, "large_model", large_model)
     monkeypatch.setattr(calibration, "scan", lambda *_: None)
     monkeypatch.setattr(calibration, "clean_shards", lambda folder, *_: folder)
+    monkeypatch.setattr(appendix_features, "large_shards", lambda folder: folder)
     for job in models(tmp_path, tmp_path):
         if job.name != "theory":
             job.work()
@@ -47,6 +48,7 @@ def test_every_model_that_is_measured_is_made_once(
 
 def test_jobs_have_names_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(calibration, "clean_shards", lambda folder, *_: folder)
+    monkeypatch.setattr(appendix_features, "large_shards", lambda folder: folder)
     names = [job.name for job in [*models(tmp_path, tmp_path), *measurements(tmp_path)]]
     assert len(set(names)) == len(names)
 
@@ -66,16 +68,25 @@ def test_a_job_that_fails_ends_the_work() -> None:
 
 
 @pytest.mark.parametrize("missing", [0, 1])
-def test_benign_models_are_kept_for_the_verdict_if_none_is_missing(
+def test_a_part_of_the_models_is_not_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, missing: int
 ) -> None:
-    wanted = [case for _, case in calibration.cases() if case.attack == BENIGN]
-    rows = [{"case": case.name} for case in wanted][missing:]
-    monkeypatch.setattr(calibration, "reference", lambda _: rows)
+    for data, case in list(calibration.cases())[missing:]:
+        file = tmp_path / data.name / case.name / "scan" / "predictions.parquet"
+        file.parent.mkdir(parents=True)
+        file.touch()
+    monkeypatch.setattr(calibration, "reference", lambda _: [{"case": "a"}])
+    monkeypatch.setattr(calibration, "collect", lambda *_: [{"case": "b"}])
     monkeypatch.setattr(calibration, "files", lambda _: tmp_path)
+    kept = {tmp_path / "benign.json": "a", tmp_path / "out.json": "b"}
+    for file in kept:
+        file.write_text("as before")
     calibration.keep(tmp_path, tmp_path / "out.json")
-    assert (tmp_path / "benign.json").exists() == (not missing)
-    assert json.loads((tmp_path / "out.json").read_text())["rows"] == []
+    for file, name in kept.items():
+        if missing:
+            assert file.read_text() == "as before"
+        else:
+            assert json.loads(file.read_text())["rows"] == [{"case": name}]
 
 
 def test_rows_of_others_stay(tmp_path: Path) -> None:

@@ -176,6 +176,10 @@ def test_the_plain_report_shows_them_later_without_the_runs(
 def test_an_option_replaces_its_own_kind_alone(run: Path, others: tuple[Path, Path, Path]) -> None:
     infected, purified, features = others
     write_report(run, scans=[infected, purified])
+    assert {path.name for path in (run / "figures").glob("scan-*")} == {
+        "scan-1.png", "scan-1.svg", "scan-2.png", "scan-2.svg",
+    }  # fmt: skip
+    assert "Heat map at eps" in (run / "figures" / "scan-2.svg").read_text("utf-8")
     write_report(run, features=features)
     assert [scan["model"] for scan in kept_of(run)["scans"]] == [
         "Infected model", "Purified model",
@@ -183,6 +187,9 @@ def test_an_option_replaces_its_own_kind_alone(run: Path, others: tuple[Path, Pa
     write_report(run, scans=[purified])
     kept = kept_of(run)
     assert [scan["map"]["eps_255"] for scan in kept["scans"]] == [12]  # alone, at its own size
+    assert sorted(path.name for path in (run / "figures").glob("scan-*")) == [
+        "scan-1.png", "scan-1.svg",  # and not the second one of before
+    ]  # fmt: skip
     assert [one["name"] for one in kept["features"]["pictures"]] == [
         "similarity", "maps-0", "maps-1",
     ]  # fmt: skip

@@ -109,7 +109,7 @@ def test_verdicts_in_words(mode: Any, targets: tuple[int, ...], words: str) -> N
     infected = mode is not None
     p_value = 1 / 21 if infected else 3 / 21
     for clusters, comparable in product((True, False), repeat=2):
-        verdict = Verdict(infected, mode, targets, p_value, 20, clusters, comparable, seen)
+        verdict = Verdict(infected, mode, targets, p_value, 20, clusters, True, comparable, seen)
         said = verdict_words(verdict, ("zero", "one", "two"))
         assert ("at eps 2, 8, 16 of 255" in said.remark) == (not comparable)
         assert said.headline.endswith(words)
@@ -117,6 +117,14 @@ def test_verdicts_in_words(mode: Any, targets: tuple[int, ...], words: str) -> N
         assert ("none showed as much" if infected else "2 showed as much") in said.remark
         assert ("scan the training set" in said.remark) == (not clusters)
         assert ("no proof" in said.remark) == (not infected)
+
+
+def test_few_classes_have_no_verdict() -> None:
+    seen = (Evidence("apart", 2.0),)
+    said = verdict_words(Verdict(False, None, (), 1 / 21, 20, True, False, True, seen))
+    assert (said.kind, said.badge) == ("unknown", "No verdict")
+    assert "had 10 classes or more" in said.remark
+    assert "No backdoor" not in said.headline + said.remark
 
 
 def test_names_are_shown_as_text(tmp_path: Path) -> None:

@@ -155,11 +155,11 @@ def draw_similarity(features: Features, layer: str, top_share: float) -> Drawing
                 (place + each + 12) / width, 1 - 16 / height, "mean", fontsize=_SMALL, color=INK
             )
         which = ", on which the trigger works" if features.works.any() else ""
+        below = ", and below the line of the benign model" if border < len(found) else ""
         lines = (
             "Bar: half of the images. Mark: the median; hollow where the second is of another "
             "image. Dashed: by chance.",
-            f"Layer {layer} of the infected model, and below the line of the benign model; "
-            f"{shown.sum():,} images{which}.",
+            f"Layer {layer} of the infected model{below}; {shown.sum():,} images{which}.",
         )
         for index, line in enumerate(lines):
             place = (10 + _LINE * (1 - index)) / height

@@ -33,20 +33,23 @@ def top_count(width: int, share: float) -> int:
 def top_overlap(a: Tensor, b: Tensor, count: int) -> Tensor:
     """Share of the ``count`` strongest neurons that both have in common, in [0, 1].
 
-    "The same subset of neurons" as a number. Strong is what is far from zero: after a ReLU the
-    most active, and where features have a sign, in either direction. Of equals the first count.
-    Two random subsets of C neurons share ``count / C`` on average.
+    "The same subset of neurons" as a number. Strong is what is far from zero: after a ReLU the most
+    active, and where features have a sign, in either direction. A neuron that is zero is not
+    strong, so where fewer are active, it is the share of those, of the image that has more. Of
+    equals the first count. Two random subsets of C neurons share ``count / C`` on average.
 
     Raises:
         ValueError: ``count`` is not in 1 to C.
     """
     if not 1 <= count <= a.shape[1]:
         raise ValueError(f"count is {count}, not in 1 to {a.shape[1]}")
-    return (_top(a, count) & _top(b, count)).sum(1).float() / count
+    first, second = _top(a, count), _top(b, count)
+    strong = torch.maximum(first.sum(1), second.sum(1)).clamp_min(1)
+    return (first & second).sum(1).float() / strong
 
 
 def _top(features: Tensor, count: int) -> Tensor:
-    """Which neurons are the strongest, ``(N, C)`` bool."""
+    """Which neurons are the strongest, ``(N, C)`` bool; none that is zero."""
     order = features.abs().sort(dim=1, descending=True, stable=True).indices
     chosen = torch.zeros_like(features, dtype=torch.bool)
-    return chosen.scatter(1, order[:, :count], True)
+    return chosen.scatter(1, order[:, :count], True) & (features != 0)

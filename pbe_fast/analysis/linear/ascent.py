@@ -7,10 +7,12 @@ adversary, by the network that it is given:
 - A vector z is an image of ceil(sqrt(d / 3)) pixels a side with the values 1/2 + c z, and grey
   where d ends. c is such that the ball of radius delta stays inside (0, 1), so the clamp never
   acts; eps is c delta.
-- (8) asks for one r for all examples. The image is r itself, grey at the start, and the network has
-  two logits, 0 and b (L(r) - L(0)) with L of (9), the minimum over j included. The cross-entropy of
-  the second is a falling function of L, and a step of L2 is as long as the gradient is not, so a
-  targeted descent makes the same steps as an ascent of L. b keeps it from saturating.
+- The image is r itself, grey at the start, and the network knows the examples: in single precision
+  a small r would be lost beside them.
+- (8) asks for one r for all examples. The network has two logits, 0 and b (L(r) - L(0)) with L of
+  (9), the minimum over j included. The cross-entropy of the second is a falling function of L, and
+  a step of L2 is as long as the gradient is not, so a targeted descent makes the same steps as an
+  ascent of L. b keeps it from saturating.
 
 L is a mean of minima of linear functions, so it is concave, and where it is linear in the whole
 ball, as (12) says, the ascent turns to its gradient by a constant factor a step.
@@ -100,18 +102,20 @@ class _Gap(nn.Module):
 
 
 class _Linear(nn.Module):
-    """An image of z to W^T z."""
+    """The i-th image, of r, to W^T (x_i + r)."""
 
+    points: Tensor  # (N, d)
     weights: Tensor  # (d, K)
 
-    def __init__(self, weights: Array, scale: float) -> None:
+    def __init__(self, points: Array, weights: Array, scale: float) -> None:
         super().__init__()
         self.scale = scale
+        self.register_buffer("points", torch.from_numpy(points))
         self.register_buffer("weights", torch.from_numpy(weights))
 
     def forward(self, images: Tensor) -> Tensor:  # (N, 3, side, side) to (N, K)
-        z = _vectors(images, len(self.weights), self.scale)
-        return z @ self.weights
+        r = _vectors(images, len(self.weights), self.scale)
+        return (self.points + r) @ self.weights
 
 
 def ascend(a: Analysis) -> Ascent:
@@ -134,11 +138,10 @@ def untargeted(task: Problem, weights: Array, delta: float) -> Untargeted:
     """
     chosen = task.labels != task.target
     points, labels = task.points[chosen], torch.from_numpy(task.labels[chosen])
-    scale = 0.49 / (1 + delta)  # |x_i + r| <= 1 + delta
-    images = _images(points, scale)
-    found = _mined(_Linear(weights, scale), images, labels, scale * delta, False)
-    moved = _vectors(found, len(task.patch), scale) - _vectors(images, len(task.patch), scale)
-    r = moved.numpy()
+    scale = 0.45 / delta
+    images = _images(np.zeros_like(points), scale)
+    found = _mined(_Linear(points, weights, scale), images, labels, scale * delta, False)
+    r = _vectors(found, len(task.patch), scale).numpy()
     lengths = np.maximum(np.linalg.norm(r, axis=1), 1e-300)
     answers = ((points + r) @ weights).argmax(1)
     return Untargeted(

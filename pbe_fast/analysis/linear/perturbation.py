@@ -14,6 +14,8 @@ from pbe_fast.analysis.linear.setting import Array
 
 __all__ = ["Bounds", "bounds", "perturbation_claims"]
 
+_PRECISION = 1e-6  # of the solver, beside the weights
+
 
 @dataclass(frozen=True)
 class Bounds:
@@ -244,7 +246,8 @@ def _first_order(a: Analysis) -> list[Claim]:
         claim("(16)", "corrected", "alpha >= t, the lower bound on u_l", a.alpha, ">=", a.least,
               error=error),
         claim("(17)", "printed", "max |w~_j - (17)| = 0", apart, "<=", 0.0, error=error),
-        claim("(17)", "corrected", "max |w~_j - (17) / n| = 0", near, "<=", 0.0, error=error),
+        claim("(17)", "corrected", "max |w~_j - (17) / n| = 0", near, "<=", 0.0,
+              error=_PRECISION * (1 + float(np.linalg.norm(benign)))),
         claim("1 - p(y_i)", "printed", "<= K / (e^tau + K)", (1 - p[own]).max(), "<=",
               k / (odds + k), error=slack, premises=known),
         claim("1 - p(y_i)", "corrected", "<= (K-1) / (e^tau + K - 1)", (1 - p[own]).max(), "<=",

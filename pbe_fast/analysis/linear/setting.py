@@ -13,12 +13,12 @@ import numpy.typing as npt
 from pbe_fast.errors import ConfigError
 from pbe_fast.randomness import numpy_generator
 
-__all__ = ["Array", "Problem", "Setting", "draw", "problem", "without_trigger"]
+__all__ = ["LARGEST", "Array", "Problem", "Setting", "draw", "problem", "without_trigger"]
 
 Array = npt.NDArray[np.float64]
 
 _SAME = 1e-9  # lengths and angles of what is given
-_LARGEST = 3_000  # unknowns; the Hessian has their square, 72 MB
+LARGEST = 3_000  # unknowns; the Hessian has their square, 72 MB
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,8 +127,8 @@ def problem(
             "Only examples of the target class can be triggered.",
         ),
         (
-            (basis.shape[1] + 1) * classes > _LARGEST,
-            f"({basis.shape[1]} + 1) x {classes} unknowns are more than {_LARGEST:,}: take fewer "
+            (basis.shape[1] + 1) * classes > LARGEST,
+            f"({basis.shape[1]} + 1) x {classes} unknowns are more than {LARGEST:,}: take fewer "
             "classes or a smaller subspace.",
         ),
     )

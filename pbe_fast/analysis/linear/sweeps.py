@@ -8,7 +8,7 @@ import numpy as np
 from pbe_fast.analysis.linear.ascent import ascend
 from pbe_fast.analysis.linear.perturbation import bounds
 from pbe_fast.analysis.linear.quantities import analyse
-from pbe_fast.analysis.linear.setting import Setting, draw
+from pbe_fast.analysis.linear.setting import LARGEST, Setting, draw
 
 __all__ = ["SWEPT", "Point", "sweep"]
 
@@ -69,7 +69,8 @@ def _grids(base: Setting) -> dict[str, list[int] | list[float]]:
     most = -(-base.examples // base.classes)
     counts = np.geomspace(1, most, min(_POINTS, most)).round().astype(int)
     # As many classes as leave the target class its triggered examples.
-    largest = max(base.classes, min(12, base.examples // max(base.triggered, 1)))
+    most_classes = min(12, LARGEST // (base.subspace + 1))
+    largest = max(base.classes, min(most_classes, base.examples // max(base.triggered, 1)))
     classes = np.linspace(2, largest, min(_POINTS, largest - 1)).round().astype(int)
     return {
         "triggered": sorted({int(count) for count in counts}),
