@@ -62,6 +62,7 @@ _MORE = 0.3  # than of the other cluster, which may only be badly learned
 _DIVERSE = 1.5  # times as many labels, effectively
 _DOUBTFUL = 8.0  # nats of log odds, up to which an image of a poisoned class waits
 _KEPT = 0.05  # of the suspects with the label they came with, and the backdoor is not gone
+_TELLING = 20  # images, of which a number of different labels says something
 _LIKELY = 2.0  # nats of log odds, from which on an image belongs to what the second look found
 
 
@@ -249,8 +250,11 @@ class Sieve:
     def _diverse(self, seen: npt.NDArray[np.floating]) -> bool:
         """Whether images show so many classes that a trigger must have brought them together.
 
-        The photographs of one physical sign that a model does not know get few other labels.
+        The photographs of one physical sign that a model does not know get few other labels; but a
+        few hard ones may all get different ones, so a few images show nothing.
         """
+        if len(seen) < _TELLING:
+            return False
         possible = min(self.num_classes, len(seen))
         # Of two classes there is only one other label, which tells nothing.
         least = min(3.0, max(1.0, 0.75 * (self.num_classes - 1)))

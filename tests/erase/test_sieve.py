@@ -150,27 +150,39 @@ def _others(*images: int) -> dict[int, int]:
 
 def test_a_better_model_judges_again() -> None:
     """Class 2's suspects are as labelled by now; one more of class 1 is not."""
-    sieve = _sieve({1: 0.1, 2: 0.1})
-    trusted = np.setdiff1d(np.arange(599), [*range(100, 110), *range(200, 210)])
-    seen = _others(*range(100, 108), 150, 300)
+    sieve = _sieve({1: 0.3, 2: 0.1})
+    trusted = np.setdiff1d(np.arange(599), [*range(100, 130), *range(200, 210)])
+    seen = _others(*range(100, 128), 150, 300)
     outcome = _outcome(seen)
     chosen = sieve.judged_again(outcome, _place(trusted))
     assert chosen.labels is not None
-    counts = {"suspects": 11, "relabelled": 9, "waiting": 0}
+    counts = {"suspects": 31, "relabelled": 29, "waiting": 0}
     assert chosen.facts == {"poisoned": [1], "odd": [], **counts}
-    assert np.setdiff1d(np.arange(599), chosen.ids).tolist() == [108, 109]
-    changed = np.isin(chosen.ids, [*range(100, 108), 150])
-    assert chosen.labels[changed].tolist() == [seen[i] for i in (*range(100, 108), 150)]
+    assert np.setdiff1d(np.arange(599), chosen.ids).tolist() == [128, 129]
+    changed = np.isin(chosen.ids, [*range(100, 128), 150])
+    assert chosen.labels[changed].tolist() == [seen[i] for i in (*range(100, 128), 150)]
     assert (chosen.labels[~changed] == LABELS[chosen.ids[~changed]]).all()
 
     last = _place(chosen.ids, chosen.labels)
-    assert np.flatnonzero(sieve.untrusted(last)).tolist() == [*range(100, 110), 150]
+    assert np.flatnonzero(sieve.untrusted(last)).tolist() == [*range(100, 130), 150]
     ranking = sieve.ranking(outcome, last)
     assert np.isnan(ranking[599])
     assert ranking[sieve.untrusted(last)].max() < -0.5 <= np.nanmin(ranking[~sieve.untrusted(last)])
     assert np.nanmin(ranking) >= -1
     assert np.nanmax(ranking) <= 0
     assert ranking[300] < ranking[301]  # another label is likelier, in a class that is whole
+
+
+def test_a_few_images_with_different_labels_are_no_trigger() -> None:
+    """Ten photographs of one sign, each taken for another one."""
+    for images, poisoned in ((19, []), (20, [1])):
+        sieve = _sieve({1: images / EACH})
+        cluster = range(100, 100 + images)
+        trusted = np.setdiff1d(np.arange(599), cluster)
+        chosen = sieve.judged_again(_outcome(_others(*cluster)), _place(trusted))
+        assert chosen.facts["poisoned"] == poisoned
+        assert chosen.facts["odd"] == ([] if poisoned else [1])
+        assert chosen.facts["waiting"] == (0 if poisoned else images)
 
 
 def test_a_cluster_with_one_other_label_stays_away_and_is_no_backdoor() -> None:
@@ -225,26 +237,26 @@ def test_where_many_classes_are_poisoned_a_better_model_has_a_second_look_too(
 
 def test_doubtful_images_of_a_poisoned_class_stay_away_and_have_no_vote() -> None:
     """What a trigger may be in is not learned as labelled, though a model may fall for it."""
-    odds = _sieve({0: 0.1, 1: 0.1, 2: 0.1}).split
-    odds.log_odds[[108, *range(150, 170), 250]] = [2, *[-2] * 20, -2]
+    odds = _sieve({0: 0.1, 1: 0.3, 2: 0.1}).split
+    odds.log_odds[[128, *range(150, 170), 250]] = [2, *[-2] * 20, -2]
     sieve = Sieve(LABELS, CLASSES, odds, _activations, SieveConfig(), seed=0)
-    outcome = _outcome(dict.fromkeys(range(100, 110), 5))
+    outcome = _outcome(dict.fromkeys(range(100, 130), 5))
     first = sieve.judged(outcome, _place(sieve.first()))
     waiting = [*range(10), *range(150, 170), *range(200, 210)]
     assert np.setdiff1d(np.arange(599), first.ids).tolist() == waiting
 
-    outcome = _outcome(_others(*range(100, 108), 151))
+    outcome = _outcome(_others(*range(100, 128), 151))
     second = sieve.judged_again(outcome, _place(first.ids, first.labels))
     assert second.labels is not None
     assert second.facts["poisoned"] == [1]
-    left = [108, 109, 150, *range(152, 170)]
+    left = [128, 129, 150, *range(152, 170)]
     assert np.setdiff1d(np.arange(599), second.ids).tolist() == left
     suspects = sieve.untrusted(_place(second.ids, second.labels))
-    assert np.flatnonzero(suspects).tolist() == [*range(100, 110), *range(150, 170)]
+    assert np.flatnonzero(suspects).tolist() == [*range(100, 130), *range(150, 170)]
     ranking = sieve.ranking(outcome, _place(second.ids, second.labels))
-    assert np.flatnonzero(ranking < -0.5).tolist() == [*range(100, 108), 109, 151]
-    # Of 100 to 107 and 109, those that are not doubtful, the last one.
-    assert sieve.kept(outcome, _place(second.ids, second.labels), [1]) == pytest.approx(1 / 9)
+    assert np.flatnonzero(ranking < -0.5).tolist() == [*range(100, 128), 129, 151]
+    # Of 100 to 127 and 129, those that are not doubtful, the last one.
+    assert sieve.kept(outcome, _place(second.ids, second.labels), [1]) == pytest.approx(1 / 29)
     assert sieve.kept(outcome, _place(second.ids, second.labels), []) is None
     assert sieve.kept(outcome, _place(np.arange(599)), [1]) is None
 
