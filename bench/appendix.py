@@ -20,12 +20,12 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from functools import partial
 from multiprocessing import get_context, parent_process
 from pathlib import Path
-from shutil import copyfile
 from threading import Thread
 from time import perf_counter
 from typing import Any, NamedTuple
 
 import torch
+from PIL import Image
 
 from bench import appendix_features, appendix_predictions, calibration, theory
 from bench.attacks import BENIGN
@@ -107,17 +107,22 @@ def measurements(folder: Path) -> list[Job]:
 
 
 def pictures(folder: Path, out: Path) -> None:
-    """Copies of the heat maps at eps 8/255 and of one feature picture of each setting."""
+    """Heat maps at eps 8/255, and a picture of the features of Figures 5 to 7, in 256 colours."""
     out.mkdir(parents=True, exist_ok=True)
     for one in appendix_predictions.FIGURES:
         case = appendix_predictions.place(one, folder)
         heat_map = case / "scan-test" / "figures" / "heat-map-8.png"
-        if heat_map.exists():
-            copyfile(heat_map, out / f"heat-map-{one.data}-{one.attack}.png")
+        _copy(heat_map, out / f"heat-map-{one.data}-{one.attack}.png")
     for setting in appendix_features.settings(folder):
-        maps = folder / f"features-{setting.name}" / "maps-0.png"
-        if maps.exists():
-            copyfile(maps, out / f"features-{setting.name}.png")
+        if setting.figure is not None:
+            maps = folder / f"features-{setting.name}" / "maps-0.png"
+            _copy(maps, out / f"features-{setting.name}.png")
+
+
+def _copy(picture: Path, out: Path) -> None:
+    if picture.exists():
+        with Image.open(picture) as image:
+            image.convert("RGB").quantize(256).save(out, optimize=True)
 
 
 def work_off(jobs: Sequence[Job], processes: int) -> dict[str, Any]:

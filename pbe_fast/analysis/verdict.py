@@ -153,11 +153,14 @@ def judge(found: Predictions, benign: Sequence[Mapping[Kind, float]] | None = No
     mode: Literal["all_to_one", "all_to_all"] | None = None
     targets: tuple[int, ...] = ()
     if infected:
-        # With a trigger for every label single ones stand out by their gap, too; but with one for a
-        # single label, nothing draws adversarial examples as that label does.
         best = {kind: max((e.score for e in above if e.kind == kind), default=-np.inf)
-                for kind in ("pull", "shift", "apart")}  # fmt: skip
-        every = max(best["shift"], best["apart"]) > best["pull"]
+                for kind in ("pull", "shift", "gap", "apart")}  # fmt: skip
+        # With a trigger for every label single ones stand out by their gap, too, and most labels
+        # are apart; with one for a single label, nothing draws adversarial examples as that label
+        # does, and some labels may happen to be apart.
+        single = max(best["pull"], best["gap"]) > -np.inf
+        most = best["apart"] >= 1 or not single
+        every = max(best["shift"], best["apart"] if most else -np.inf) > best["pull"]
         mode = "all_to_all" if every else "all_to_one"
     if mode == "all_to_one":
         targets = tuple(

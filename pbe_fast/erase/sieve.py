@@ -23,9 +23,9 @@ is trusted:
    others of the trusted one.
 5. *Second verdict.* What was not trained with its own label is trusted if the model of round 1
    gives that label to most of it, class by class. Else it is poisoned if it gets many different
-   ones, or if that is so in many classes; a single cluster with one other label may be photographs
-   of something rare, and stays away. Where many classes are poisoned, there is a second look by the
-   losses of this model, too.
+   ones and is of more than a few images, or if that is so in many classes; a single cluster with
+   one other label may be photographs of something rare, and stays away. Where many classes are
+   poisoned, there is a second look by the losses of this model, too.
 6. *Round 2* goes on with the labels that the model of round 1 gives. In a poisoned class an image
    that it takes for something else has become suspect, too. A suspect that it takes for what it is
    labelled is left out.

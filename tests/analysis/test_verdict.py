@@ -108,6 +108,22 @@ def test_a_stronger_pull_than_apart_is_all_to_one() -> None:
     assert judge(more, BENIGN).mode == "all_to_all"
 
 
+def test_some_labels_apart_are_no_trigger_for_every_label() -> None:
+    """Where one label stands out; where none does, nothing else is left to say."""
+    second = np.tile(np.arange(EACH) < EACH // 2, CLASSES)
+    found = replace(_kinds(2.0, (4.0, -4.0)), second=second)
+    found = replace(
+        found, split=(*found.split, *(ClassSplit(k, 0.5, 0.01, 5.0) for k in (0, 1, 2)))
+    )
+    noise = np.where(second[:, None], 4.0, -4.0) * (found.labels == 4)[:, None]
+    found = replace(found, margins=(found.margins * 0.1 + noise).astype(np.float32))
+    assert max(row["pull"] for row in BENIGN) < _of(found, "apart").score < 1
+    said = judge(found, BENIGN)
+    assert (said.mode, said.targets) == ("all_to_one", (4,))
+    alone = replace(found, margins=np.zeros_like(found.margins))
+    assert judge(alone, BENIGN).mode == "all_to_all"
+
+
 def test_a_score_as_high_as_a_benign_one_can_name_a_label() -> None:
     """Of 40 benign models one may exceed it at the level of one in twenty."""
     found = _scan(lambda k, i: 3 if k != 3 and i % 2 else _evenly(k, i))
