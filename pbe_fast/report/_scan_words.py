@@ -50,6 +50,8 @@ def verdict_words(verdict: Verdict, classes: Sequence[str] = ()) -> Words:
         more = ", …" if len(verdict.targets) > _LISTED else ""
         plural = "s" if len(verdict.targets) > 1 else ""
         headline = f"The model is infected: a trigger leads to label{plural} {listed}{more}"
+    if strongest.kind == "gap":
+        remark += " Photographs in series of the same few objects can look like that, too."
     remark = f"{evidence_words(strongest, classes)} {remark}"
     return Words("bad", "Infected", f"{headline}.", remark)
 
