@@ -128,6 +128,7 @@ def predictions_table() -> str:
 MEASURED = {
     "gtsrb43": "GTSRB, 43 classes, 32x32",
     "signs-224": "drawn signs, 224x224",
+    "signs-224-more": "drawn signs, 224x224, 3,000",
     "cifar10": "CIFAR-10, 32x32",
     "cifar10dog": "CIFAR-10, 32x32, the second picture",
 }
