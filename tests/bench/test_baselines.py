@@ -53,7 +53,8 @@ QUICK: Mapping[str, Callable[..., None]] = {
         attention_distillation,
         settings=nad.Distillation(epochs=3, batch_size=32, lr=0.01, betas=(50.0, 100.0, 100.0)),
     ),
-    "anp": partial(neuron_pruning, settings=anp.Pruning(iterations=60, batch_size=32)),
+    # Pushes of 0.4 take the accuracy of so narrow a network with them.
+    "anp": partial(neuron_pruning, settings=anp.Pruning(iterations=60, batch_size=32, eps=0.2)),
     "ibau": partial(implicit_unlearning, settings=ibau.Unlearning(rounds=1, batch_size=64)),
     "sau": partial(shared_unlearning, settings=sau.Unlearning(epochs=3, batch_size=32)),
     "ft_sam": partial(sharpness_aware_tuning, settings=SharpnessAware(epochs=2, batch_size=32)),
@@ -279,7 +280,12 @@ def test_stages_end_with_their_last_block() -> None:
     names = [f"net.layer{i}" for i in (1, 2, 3, 4)]
     assert stages(model, torch.rand(2, 3, 16, 16)) == names
     assert model.training  # as it was
-    assert stages(Small(True), torch.rand(2, 3, 16, 16)) == ["first", "norm"]
+    halved = nn.Conv2d(4, 3, 3, stride=2, padding=1)
+    plain = nn.Sequential(
+        nn.Conv2d(3, 4, 3, padding=1), halved, nn.BatchNorm2d(3), nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(), nn.Linear(3, 3),
+    )  # fmt: skip
+    assert stages(plain, torch.rand(2, 3, 16, 16)) == ["0", "2"]
     with pytest.raises(ConfigError, match="several resolutions"):
         stages(nn.Sequential(nn.Conv2d(3, 2, 3), nn.Flatten()), torch.rand(2, 3, 8, 8))
 
