@@ -137,13 +137,16 @@ def work_off(jobs: Sequence[Job], processes: int) -> dict[str, Any]:
         min(processes, len(jobs)) or 1, mp_context=get_context("spawn"), initializer=_begin
     ) as pool:
         running = {pool.submit(job.work): job.name for job in jobs}
+        done = None
         try:
             for done in as_completed(running):
                 results[running[done]] = done.result()
                 minutes = (perf_counter() - begun) / 60
                 told = f"{len(results)} of {len(jobs)}, {minutes:.0f} min: {running[done]}"
                 print(told, flush=True)
-        except BaseException:
+        except BaseException as error:
+            if done is not None and done.done() and done.exception() is error:
+                error.add_note(f"in the job {running[done]!r}")
             pool.shutdown(cancel_futures=True)
             raise
     return results

@@ -63,8 +63,9 @@ def test_no_jobs_are_no_work() -> None:
 
 
 def test_a_job_that_fails_ends_the_work() -> None:
-    with pytest.raises(FileNotFoundError, match="nowhere"):
+    with pytest.raises(FileNotFoundError, match="nowhere") as caught:
         work_off([Job("bad", Path("nowhere").stat)], 1)
+    assert "in the job 'bad'" in caught.value.__notes__
 
 
 @pytest.mark.parametrize("missing", [0, 1])
