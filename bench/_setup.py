@@ -3,7 +3,7 @@
 import json
 import platform
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
@@ -28,6 +28,8 @@ __all__ = [
     "draw",
     "facts",
     "interleaved",
+    "keep_rows",
+    "merged",
     "some",
     "trained",
     "write_json",
@@ -180,6 +182,29 @@ def _processor() -> str:
     flags = next((line for line in lines if line.startswith("flags")), "")
     model = next((line.partition(":")[2].strip() for line in lines if "model name" in line), "")
     return f"{model}{', AVX-512 bfloat16' if 'avx512_bf16' in flags else ''}"
+
+
+def merged(
+    kept: Iterable[dict[str, Any]], rows: Iterable[dict[str, Any]], *keys: str
+) -> list[dict[str, Any]]:
+    """Rows in the order of these keys; of two that agree in them, the new one."""
+    named = {tuple(row[key] for key in keys): row for row in [*kept, *rows]}
+    return [named[name] for name in sorted(named)]
+
+
+def keep_rows(
+    out: Path,
+    part: str,
+    rows: Iterable[dict[str, Any]],
+    keys: Sequence[str],
+    device: str,
+    commands: Sequence[str],
+) -> None:
+    """Write rows beside the others that are under ``part`` of a file, with the modules to run."""
+    kept = json.loads(out.read_text(encoding="utf-8"))[part] if out.exists() else []
+    content = {**facts(device), part: merged(kept, rows, *keys)}
+    content["command"] = "; ".join(f"python -m {command}" for command in commands)
+    write_json(out, content)
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

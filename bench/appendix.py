@@ -58,32 +58,35 @@ def models(folder: Path, images: Path) -> list[Job]:
         name: calibration.clean_shards(folder, images, data)
         for name, data in calibration.DATA.items()
     }
+    cases = sorted(calibration.cases(), key=lambda pair: pair[1].attack == BENIGN)
     calibrated = [
         Job(
             f"calibration {data.name}/{case.name}",
             partial(calibration.run, folder, shards[data.name], data, case, silent),
         )
-        for data, case in calibration.cases()
+        for data, case in cases
     ]
+    done = {folder / data.name / case.name for data, case in cases}
     of_predictions = [
         Job(
             f"model of {one.figure} {one.data}/{one.attack}",
             partial(appendix_predictions.make, one, folder, "cpu", silent),
         )
         for one in appendix_predictions.FIGURES
-        if not any(name.endswith(f" {one.data}/{Case(one.attack).name}") for name, _ in calibrated)
+        if appendix_features.place(folder, one.data, one.attack) not in done
     ]
-    cifar10 = calibration.DATA["cifar10"]
     of_features = [
         Job(
-            f"model of figure {appendix_features.FIGURES[attack]} cifar10/{attack}",
-            partial(run_case, folder, shards["cifar10"], cifar10, Case(attack), "cpu", silent),
+            f"model of features {one.name}",
+            partial(
+                run_case, folder, shards[one.data], calibration.DATA[one.data], Case(one.attack),
+                "cpu", silent,
+            ),
         )
-        for attack in ("wanet", "badnets")
-    ]
-    infected = [job for job in calibrated if BENIGN not in job.name]
-    benign = [job for job in calibrated if BENIGN in job.name]
-    return [*of_predictions, Job("theory", theory.measure), *of_features, *infected, *benign]
+        for one in appendix_features.settings(folder)
+        if one.data in shards and one.case(one.attack) not in done
+    ]  # fmt: skip
+    return [*of_predictions, Job("theory", theory.measure), *of_features, *calibrated]
 
 
 def measurements(folder: Path) -> list[Job]:
@@ -110,7 +113,7 @@ def pictures(folder: Path, out: Path) -> None:
     """Heat maps at eps 8/255, and a picture of the features of Figures 5 to 7, in 256 colours."""
     out.mkdir(parents=True, exist_ok=True)
     for one in appendix_predictions.FIGURES:
-        case = appendix_predictions.place(one, folder)
+        case = appendix_features.place(folder, one.data, one.attack)
         heat_map = case / "scan-test" / "figures" / "heat-map-8.png"
         _copy(heat_map, out / f"heat-map-{one.data}-{one.attack}.png")
     for setting in appendix_features.settings(folder):
@@ -137,16 +140,17 @@ def work_off(jobs: Sequence[Job], processes: int) -> dict[str, Any]:
         min(processes, len(jobs)) or 1, mp_context=get_context("spawn"), initializer=_begin
     ) as pool:
         running = {pool.submit(job.work): job.name for job in jobs}
-        done = None
         try:
             for done in as_completed(running):
+                error = done.exception()
+                if error is not None:
+                    error.add_note(f"in the job {running[done]!r}")
+                    raise error
                 results[running[done]] = done.result()
                 minutes = (perf_counter() - begun) / 60
                 told = f"{len(results)} of {len(jobs)}, {minutes:.0f} min: {running[done]}"
                 print(told, flush=True)
-        except BaseException as error:
-            if done is not None and done.done() and done.exception() is error:
-                error.add_note(f"in the job {running[done]!r}")
+        except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
     return results

@@ -11,8 +11,6 @@ nothing, and keeps what the file says of others. Each setting is a run of ``pbe-
 with its pictures.
 """
 
-import argparse
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,10 +18,10 @@ from typing import Any, NamedTuple
 import torch
 from rich.console import Console
 
-from bench._setup import draw, facts, write_json
+from bench._setup import draw, keep_rows
 from bench.attacks import BENIGN, TARGET
 from bench.calibration import PLAIN
-from bench.study import DATA, Case
+from bench.study import Case, options_parser
 from pbe_fast import FeaturesConfig, PoisonConfig, TrainConfig, load_config, poison, train
 from pbe_fast.analysis.features import measure_features
 from pbe_fast.progress import Progress
@@ -41,6 +39,7 @@ __all__ = [
     "large_model",
     "large_shards",
     "measure",
+    "place",
     "settings",
 ]
 
@@ -69,7 +68,7 @@ def large_shards(folder: Path) -> Path:
 def large_model(folder: Path, attack: str, device: str, progress: Progress) -> Path:
     """The folder of a model at 224x224 on drawn signs, with its trigger; made where missing."""
     clean = large_shards(folder)
-    here = folder / LARGE_NAME / attack
+    here = place(folder, LARGE_NAME, attack)
     infected = attack != BENIGN
     if infected and not (here / "poisoned" / TRUTH_NAME).exists():
         plan = PoisonConfig.model_validate(
@@ -107,6 +106,11 @@ def large_model(folder: Path, attack: str, device: str, progress: Progress) -> P
     return here
 
 
+def place(folder: Path, data: str, attack: str) -> Path:
+    """The folder of a model."""
+    return folder / data / (attack if data == LARGE_NAME else Case(attack).name)
+
+
 class Setting(NamedTuple):
     """What is compared: an attack's model and a benign one, both below a folder, and images."""
 
@@ -133,8 +137,7 @@ class Setting(NamedTuple):
 
     def case(self, attack: str) -> Path:
         """The folder of a model."""
-        name = attack if self.data == LARGE_NAME else Case(attack).name
-        return self.folder / self.data / name
+        return place(self.folder, self.data, attack)
 
 
 def settings(folder: Path) -> Iterator[Setting]:
@@ -179,29 +182,17 @@ def measure(one: Setting, images: int, device: str, progress: Progress) -> dict[
 
 def keep(rows: Sequence[dict[str, Any]], out: Path, device: str) -> None:
     """Write rows beside those that the file has of other settings."""
-    kept = json.loads(out.read_text(encoding="utf-8"))["settings"] if out.exists() else []
-    by_name = {row["setting"]: row for row in [*kept, *rows]}
-    content = {**facts(device), "settings": [by_name[name] for name in sorted(by_name)]}
     commands = (
         "bench.appendix runs/appendix --images IMAGES",
         "bench.appendix_features runs/study",
     )
-    content["command"] = "; ".join(f"python -m {command}" for command in commands)
-    write_json(out, content)
+    keep_rows(out, "settings", rows, ("setting",), device, commands)
 
 
 def main() -> None:
     """Parse the command line, compare what a study has, and keep the rows."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("folder", type=Path, help="of bench.study")
-    parser.add_argument("--data", choices=DATA, default="signs")
-    parser.add_argument("--shards", type=Path, help="clean shards, in 'train' and 'test'")
+    parser = options_parser(__doc__, out=OUT)
     parser.add_argument("--images", type=int, default=400)
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--out", type=Path, default=OUT)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     folder, data = options.folder.resolve(), options.data

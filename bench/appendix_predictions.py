@@ -12,7 +12,6 @@ signs, where the paper has ten classes of ImageNet), and Blend with two pictures
 at 32x32 are made like those of :mod:`bench.calibration`.
 """
 
-import argparse
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -24,12 +23,12 @@ import numpy.typing as npt
 import torch
 from rich.console import Console
 
-from bench._setup import facts, write_json
-from bench.appendix_features import LARGE, LARGE_NAME, large_model
+from bench._setup import keep_rows
+from bench.appendix_features import LARGE, LARGE_NAME, large_model, place
 from bench.attacks import BENIGN, TARGET
 from bench.calibration import DATA as SMALL
 from bench.calibration import PLAIN
-from bench.study import DATA, Case, run_case
+from bench.study import Case, options_parser, run_case
 from pbe_fast import ScanConfig, load_config, scan
 from pbe_fast.analysis.predictions import PREDICTIONS_NAME, Predictions, read_predictions
 from pbe_fast.progress import Progress
@@ -44,7 +43,6 @@ __all__ = [
     "keep",
     "make",
     "measure",
-    "place",
     "to_next",
     "to_target",
 ]
@@ -123,12 +121,6 @@ FIGURES = (
 _DOG = replace(SMALL["cifar10"], name="cifar10dog", attacks={"blend": {"picture": "dog"}})
 
 
-def place(one: Figure, folder: Path) -> Path:
-    """The folder of its model."""
-    name = one.attack if one.data == LARGE_NAME else Case(one.attack).name
-    return folder / one.data / name
-
-
 def make(one: Figure, folder: Path, device: str, progress: Progress) -> Path:
     """The folder of its model, which is trained where it is missing."""
     if one.data == LARGE_NAME:
@@ -136,7 +128,7 @@ def make(one: Figure, folder: Path, device: str, progress: Progress) -> Path:
     else:
         data = {**SMALL, _DOG.name: _DOG}[one.data]
         run_case(folder, _shards(one, folder), data, Case(one.attack), device, progress)
-    return place(one, folder)
+    return place(folder, one.data, one.attack)
 
 
 def figure_row(one: Figure, folder: Path, device: str, progress: Progress) -> dict[str, Any]:
@@ -161,15 +153,11 @@ def _shards(one: Figure, folder: Path) -> Path:
 
 def keep(rows: Sequence[dict[str, Any]], out: Path, device: str) -> None:
     """Write rows beside those that the file has of other models."""
-    kept = json.loads(out.read_text(encoding="utf-8"))["rows"] if out.exists() else []
-    by_name = {(row["data"], row["case"]): row for row in [*kept, *rows]}
-    content = {**facts(device), "rows": [by_name[name] for name in sorted(by_name)]}
     commands = (
         "bench.appendix runs/appendix --images IMAGES",
         "bench.appendix_predictions runs/study",
     )
-    content["command"] = "; ".join(f"python -m {command}" for command in commands)
-    write_json(out, content)
+    keep_rows(out, "rows", rows, ("data", "case"), device, commands)
 
 
 def _cases(folder: Path) -> Iterator[Path]:
@@ -179,16 +167,8 @@ def _cases(folder: Path) -> Iterator[Path]:
 
 def main() -> None:
     """Parse the command line, scan, and keep the rows."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("folder", type=Path, help="of bench.study")
-    parser.add_argument("--data", choices=DATA, default="signs")
-    parser.add_argument("--shards", type=Path, help="clean shards, in 'train' and 'test'")
+    parser = options_parser(__doc__, out=OUT)
     parser.add_argument("--per-class", type=int, default=100)
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--out", type=Path, default=OUT)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     folder, data = options.folder.resolve(), options.data

@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from rich.console import Console
 
-from bench._setup import draw, facts, write_json
+from bench._setup import draw, facts, merged, write_json
 from bench.attacks import BENIGN, CELLS, CLEAN_FRACTION, TARGET, WIDTH
 from bench.attacks import METHODS as ALL_METHODS
 from bench.baselines import BASELINES
@@ -46,6 +46,7 @@ __all__ = [
     "added",
     "cases",
     "collect",
+    "options_parser",
     "run_case",
     "run_cell",
 ]
@@ -161,9 +162,8 @@ def thin(source: Path, target: Path, every: int) -> None:
 
     def samples() -> Iterator[Sample]:
         for sample_id in np.sort(by_key[::every]).tolist():
-            image, label = reader.read(sample_id), int(manifest.labels[sample_id])
-            extension = "png" if image.startswith(b"\x89PNG") else "jpg"
-            yield Sample(manifest.keys[sample_id].as_py(), image, extension, label)
+            key, label = manifest.keys[sample_id].as_py(), int(manifest.labels[sample_id])
+            yield Sample.copied(key, reader.read(sample_id), label)
 
     write_shards(samples(), target, classes=manifest.classes)
 
@@ -266,8 +266,7 @@ def collect(folder: Path, data: DataSet) -> list[dict[str, Any]]:
 
 def added(kept: list[dict[str, Any]], rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Rows of several folders in one table; of a cell that is in both, the new one."""
-    cells = {(row["case"], row["method"]): row for row in [*kept, *rows]}
-    return [cells[name] for name in sorted(cells)]
+    return merged(kept, rows, "case", "method")
 
 
 def der(before: Mapping[str, float], after: Mapping[str, float]) -> float:
@@ -320,25 +319,36 @@ def _run_on_ray(
             print(f"{total - len(running)} of {total}: {ray.get(done[0])}", flush=True)
 
 
-def main() -> None:
-    """Parse the command line, run what is not there yet, and write what there is."""
+def options_parser(
+    description: str | None, *, device: str = "cpu", out: Path | None = None
+) -> argparse.ArgumentParser:
+    """For a command about the folder of a study, with what all of them take."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("folder", type=Path)
+    parser.add_argument("folder", type=Path, help="of the study")
     parser.add_argument("--data", choices=DATA, default="signs")
     parser.add_argument("--shards", type=Path, help="clean shards, in 'train' and 'test'")
+    parser.add_argument("--device", default=device)
+    parser.add_argument(
+        "--threads", type=int, default=torch.get_num_threads(), help="of each piece of work"
+    )
+    default = out or "bench/results/study_DATA.json"
+    parser.add_argument("--out", type=Path, default=out, help=f"default: {default}")
+    return parser
+
+
+def main() -> None:
+    """Parse the command line, run what is not there yet, and write what there is."""
+    parser = options_parser(__doc__, device="auto")
     parser.add_argument("--only", nargs="*", default=[""], help="cases with this in their names")
     parser.add_argument("--methods", choices=METHODS, nargs="*", default=DEFAULT_METHODS)
     parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of a cell")
-    parser.add_argument("--device", default="auto")
     parser.add_argument("--ray", help="local, auto, or a cluster's address")
     parser.add_argument("--table", action="store_true", help="collect alone, run nothing")
     parser.add_argument(
         "--add", action="store_true", help="keep what the file says of cells that are not here"
     )
-    parser.add_argument("--out", type=Path, help="default: bench/results/study_DATA.json")
     options = parser.parse_args()
     data = DATA[options.data]
     if options.shards is None and not data.train_per_class:

@@ -37,6 +37,11 @@ class Sample:
     label: int
     metadata: Mapping[str, object] | None = None
 
+    @classmethod
+    def copied(cls, key: str, image: bytes, label: int) -> "Sample":
+        """One whose image was read from a shard: a PNG by its first bytes, else a JPEG."""
+        return cls(key, image, "png" if image.startswith(b"\x89PNG") else "jpg", label)
+
 
 def write_shards(
     samples: Iterable[Sample],

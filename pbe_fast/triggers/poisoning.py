@@ -213,9 +213,7 @@ def _samples(data: ImageData, attack: Attack, chosen: Plan, seed: int) -> Iterat
                 label = int(attack.labels(torch.tensor([label]))[0])
             yield Sample(key, ready.pop(sample_id), "png", label)
         else:
-            image = reader.read(sample_id)
-            extension = "png" if image.startswith(b"\x89PNG") else "jpg"
-            yield Sample(key, image, extension, label)
+            yield Sample.copied(key, reader.read(sample_id), label)
 
 
 def _changed_images(

@@ -6,12 +6,10 @@ The corrected forms are proved in docs/theory.md under the same names.
 import numpy as np
 
 from pbe_fast.analysis.linear.claims import Claim, Form, claim
-from pbe_fast.analysis.linear.quantities import Analysis
+from pbe_fast.analysis.linear.quantities import Analysis, precision
 from pbe_fast.analysis.linear.solution import gradient, losses, objective, probabilities
 
 __all__ = ["lemma_claims"]
-
-_PRECISION = 1e-6  # of the solver, beside the weights
 
 
 def lemma_claims(a: Analysis) -> list[Claim]:
@@ -24,8 +22,7 @@ def _structure(a: Analysis) -> list[Claim]:
     rest = a.infected.weights - a.parallel - np.outer(task.patch, u)
     # The solver works in span(S, P); the certificate, taken in R^d, is what proves the form.
     away = float(np.linalg.norm(rest)) + a.infected.distance
-    # Not by the certificate: it is what is claimed of it, that it is small.
-    small = _PRECISION * (1 + float(np.linalg.norm(a.infected.weights)))
+    small = precision(a.infected.weights)
     others = np.delete(u, task.target)
     missed = 1 - probabilities(task.inputs @ a.infected.weights)[:, task.target]
     footprint = float(missed[task.triggered].sum()) / (a.n * task.lam)

@@ -9,12 +9,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from pbe_fast.analysis.linear.claims import Claim, Form, claim
-from pbe_fast.analysis.linear.quantities import Analysis, columns_apart
+from pbe_fast.analysis.linear.quantities import Analysis, columns_apart, precision
 from pbe_fast.analysis.linear.setting import Array
 
 __all__ = ["Bounds", "bounds", "perturbation_claims"]
-
-_PRECISION = 1e-6  # of the solver, beside the weights
 
 
 @dataclass(frozen=True)
@@ -247,7 +245,7 @@ def _first_order(a: Analysis) -> list[Claim]:
               error=error),
         claim("(17)", "printed", "max |w~_j - (17)| = 0", apart, "<=", 0.0, error=error),
         claim("(17)", "corrected", "max |w~_j - (17) / n| = 0", near, "<=", 0.0,
-              error=_PRECISION * (1 + float(np.linalg.norm(benign)))),
+              error=precision(benign)),
         claim("1 - p(y_i)", "printed", "<= K / (e^tau + K)", (1 - p[own]).max(), "<=",
               k / (odds + k), error=slack, premises=known),
         claim("1 - p(y_i)", "corrected", "<= (K-1) / (e^tau + K - 1)", (1 - p[own]).max(), "<=",

@@ -16,7 +16,9 @@ import numpy as np
 from pbe_fast.analysis.linear.setting import Array, Problem
 from pbe_fast.analysis.linear.solution import Solution, probabilities, solve, split
 
-__all__ = ["Analysis", "analyse", "columns_apart"]
+__all__ = ["Analysis", "analyse", "columns_apart", "precision"]
+
+_PRECISION = 1e-6  # of the solver, beside the weights
 
 
 @dataclass(frozen=True)
@@ -187,6 +189,15 @@ class Analysis:
 def analyse(task: Problem, delta: float) -> Analysis:
     """Solve both problems."""
     return Analysis(task, solve(task, benign=True), solve(task), delta)
+
+
+def precision(weights: Array) -> float:
+    """How near to a minimiser of about these weights a solution must be.
+
+    Whatever it says of itself: by the solver's own certificate no claim about the form of the
+    minimisers could fail.
+    """
+    return _PRECISION * (1 + float(np.linalg.norm(weights)))
 
 
 def columns_apart(weights: Array) -> Array:

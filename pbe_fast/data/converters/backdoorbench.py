@@ -88,8 +88,7 @@ def read_backdoorbench_train(result: AttackResult, clean: Manifest) -> PoisonedT
         if index in files:
             changed = part.images[index]
             return Sample(key, *_read_poisoned(files[index], result), changed.label)
-        data = reader.read(sample_id)
-        return Sample(key, data, "png" if data.startswith(b"\x89PNG") else "jpg", label)
+        return Sample.copied(key, reader.read(sample_id), label)
 
     poisoned = np.isin(index_of[ids], np.fromiter(files, np.int64, len(files)))
     return PoisonedTraining(
