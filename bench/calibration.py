@@ -1,10 +1,12 @@
 """What a scan sees of benign models, on which its verdict is measured, and of infected ones.
 
 :mod:`bench.appendix` runs this. Small models (PreActResNet-18 of width 8) on four data sets: drawn
-signs of 10 and 20 classes, 100 photographs of each of the 43 classes of GTSRB, and 400 of each
-class of CIFAR-10. Each is scanned with the images that it was trained on (``pbe-fast scan``). What
-the benign ones show is kept where the verdict finds it, ``pbe_fast/analysis/benign.json``, once all
-of them were scanned, and all with what the verdict says in ``bench/results/scan_calibration.json``;
+signs of 10 and 20 classes, up to 100 photographs of each of the 43 classes of GTSRB, and 400 of
+each class of CIFAR-10. GTSRB's are whole tracks, as the photographs of one physical sign look like
+a kind of their own. Each model is scanned with the images that it was trained on (``pbe-fast
+scan``). What the benign ones show is kept where the verdict finds it,
+``pbe_fast/analysis/benign.json``, once all of them were scanned, and all with what the verdict says
+in ``bench/results/scan_calibration.json``;
 there a benign model is judged by the others.
 """
 
@@ -51,21 +53,28 @@ INFECTED = (
     ("cifar10", "blend", "all_to_one"),
 )
 SOURCES = {"gtsrb43": ("gtsrb32", 100, 10), "cifar10": ("cifar10", 400, 50)}
+TRACKED = {"gtsrb43": 3}  # made of tracks, of which every third photograph is taken
 
 
-def some_of(images: Path, out: Path, per_class: int) -> None:
-    """Shards of so many random images of each class of an image folder, where not there yet."""
+def some_of(images: Path, out: Path, per_class: int, every: int | None = None) -> None:
+    """Shards of so many random images of each class of an image folder, where not there yet.
+
+    Args:
+        every: take tracks as they are, and of a track each so many-th image (one is called
+            ``TRACK_NUMBER``). Without, images are drawn one by one.
+    """
     if (out / MANIFEST_NAME).exists():
         return
     names, samples = read_image_folder(images)
-    kept: dict[int, list[Sample]] = {}
+    tracks: dict[int, dict[str, list[Sample]]] = {}
     for sample in samples:
-        kept.setdefault(sample.label, []).append(sample)
-    chosen = [
-        of_class[i]
-        for label, of_class in kept.items()
-        for i in permutation(len(of_class), 0, "calibration", label)[:per_class]
-    ]
+        track = sample.key if every is None else sample.key.rpartition("_")[0]
+        tracks.setdefault(sample.label, {}).setdefault(track, []).append(sample)
+    chosen: list[Sample] = []
+    for label, of_class in tracks.items():
+        in_order = list(of_class)
+        drawn = [in_order[i] for i in permutation(len(in_order), 0, "calibration", label)]
+        chosen += [one for name in drawn for one in of_class[name][::every]][:per_class]
     write_shards((chosen[i] for i in permutation(len(chosen), 0, "order")), out, classes=names)
 
 
@@ -88,8 +97,8 @@ def clean_shards(folder: Path, images: Path, data: DataSet) -> Path:
         return prepare(folder, data, None)
     shards = folder / f"{data.name}-clean"
     source, train, test = SOURCES[data.name]
-    for split, count in (("train", train), ("test", test)):
-        some_of(images / source / split, shards / split, count)
+    some_of(images / source / "train", shards / "train", train, TRACKED.get(data.name))
+    some_of(images / source / "test", shards / "test", test)
     return shards
 
 

@@ -6,11 +6,13 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
 from bench import appendix, appendix_features, appendix_predictions, calibration
 from bench.appendix import Job, measurements, models, work_off
 from bench.attacks import BENIGN
 from bench.study import Case
+from pbe_fast.data.manifest import Manifest
 from pbe_fast.progress import Silent
 
 
@@ -44,6 +46,23 @@ def test_every_model_that_is_measured_is_made_once(
     for one in appendix_predictions.FIGURES:
         needed.add(appendix_predictions.make(one, tmp_path, "cpu", Silent()))
     assert needed <= set(made[: len(models(tmp_path, tmp_path)) - 1])
+
+
+def test_tracks_are_drawn_whole_with_every_third_image(tmp_path: Path) -> None:
+    for label in range(2):
+        (tmp_path / "images" / str(label)).mkdir(parents=True)
+        for number in range(5 * 12):
+            name = f"{number // 12:05d}_{number % 12:05d}.png"
+            Image.new("RGB", (8, 8), (label, number, 0)).save(
+                tmp_path / "images" / str(label) / name
+            )
+    calibration.some_of(tmp_path / "images", tmp_path / "shards", 12, every=3)
+    of_track: dict[str, list[int]] = {}
+    for key in Manifest.load(tmp_path / "shards").keys.to_pylist():
+        track, _, number = key.rpartition("_")
+        of_track.setdefault(track, []).append(int(number))
+    assert [sorted(numbers) for numbers in of_track.values()] == [[0, 3, 6, 9]] * 6
+    assert sum(track.startswith("0/") for track in of_track) == 3
 
 
 def test_jobs_have_names_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
