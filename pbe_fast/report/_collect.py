@@ -27,7 +27,7 @@ from pbe_fast.report._extras import (
     read_extras,
 )
 from pbe_fast.report._run import Count, Metrics, Record, read_config_text
-from pbe_fast.report._scan_map import scan_map, strongest
+from pbe_fast.report._scan_map import side_by_side
 from pbe_fast.thumbnails import png_bytes
 
 __all__ = ["collect_extras"]
@@ -104,9 +104,9 @@ def _scans(run_dir: Path, metrics: Metrics, scans: Sequence[Path]) -> tuple[Kept
         KeptScan(
             run=scan.resolve().name,
             model=_model_words(run_dir, metrics, scan),
-            map=scan_map(predictions, size),
+            map=drawn,
         )
-        for scan, predictions, size in zip(scans, found, strongest(found), strict=True)
+        for scan, drawn in zip(scans, side_by_side(found), strict=True)
     )
 
 

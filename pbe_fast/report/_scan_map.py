@@ -17,7 +17,7 @@ from pbe_fast.report._run import Count, Fraction, Record
 from pbe_fast.report._words import percent
 from pbe_fast.report.heatmap import heat_map, heat_map_drawing
 
-__all__ = ["ScanMap", "class_name", "named", "scan_map", "strongest"]
+__all__ = ["ScanMap", "class_name", "named", "scan_map", "side_by_side", "strongest"]
 
 _DRAWN = 60  # classes in a heat map; more cannot be told apart
 _Cell = Annotated[int, Field(ge=0, le=10**12)]
@@ -106,12 +106,15 @@ class ScanMap(Record):
         return np.array(self.counts, np.int64)
 
 
-def scan_map(found: Predictions, size: int) -> ScanMap:
-    """The heat map of a scan at ``found.eps_255[size]``, of the labels with the largest share."""
+def scan_map(found: Predictions, size: int, drawn: npt.NDArray[np.int64] | None = None) -> ScanMap:
+    """The heat map of a scan at ``found.eps_255[size]``.
+
+    Args:
+        drawn: labels, in order; by default all, or of many those with the largest share.
+    """
     order = found.largest(size, len(found.classes))
-    drawn = np.arange(len(found.classes))
-    if len(drawn) > _DRAWN:
-        drawn = np.sort(np.array((order or drawn.tolist())[:_DRAWN], np.int64))
+    if drawn is None:
+        drawn = _drawn(found.share[size])
     most = None
     if order:
         most = MostGiven(
@@ -127,6 +130,18 @@ def scan_map(found: Predictions, size: int) -> ScanMap:
         counts=tuple(map(tuple, found.counts[size][np.ix_(drawn, drawn)].tolist())),
         most=most,
     )
+
+
+def side_by_side(scans: Sequence[Predictions]) -> list[ScanMap]:
+    """One heat map of each scan, of the same labels where the models have as many classes.
+
+    Of many labels those are drawn that come first by their share in any of the scans.
+    """
+    sizes = strongest(scans)
+    drawn = None
+    if len({len(scan.classes) for scan in scans}) == 1:
+        drawn = _drawn(*(scan.share[size] for scan, size in zip(scans, sizes, strict=True)))
+    return [scan_map(scan, size, drawn) for scan, size in zip(scans, sizes, strict=True)]
 
 
 def strongest(scans: Sequence[Predictions]) -> list[int]:
@@ -157,6 +172,13 @@ def named(found: Predictions, label: int) -> str:
     """``7 (bumps)``, or the number alone."""
     name = class_name(found, label)
     return f"{label} ({name})" if name else str(label)
+
+
+def _drawn(*shares: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
+    """All labels, or of many those that come first in any list of shares; NaN comes last."""
+    place = [np.where(np.isnan(share), np.inf, -share).argsort(kind="stable").argsort(kind="stable")
+             for share in shares]  # fmt: skip
+    return np.sort(np.minimum.reduce(place).argsort(kind="stable")[:_DRAWN])
 
 
 def _largest(share: npt.NDArray[np.float64]) -> float:

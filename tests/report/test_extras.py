@@ -245,6 +245,27 @@ def test_more_classes_than_can_be_told_apart(run: Path, tmp_path: Path) -> None:
     assert "70 class 70" in kept["names"]
 
 
+def test_of_many_classes_the_same_stand_side_by_side(run: Path, tmp_path: Path) -> None:
+    names = tuple(f"class {i}" for i in range(100))
+    scans = [
+        make_scan(tmp_path / name, label, {8: 0.5}, names=names)
+        for name, label in (("a", 70), ("b", 90))
+    ]
+    write_report(run, scans=scans)
+    first, second = (kept["map"] for kept in kept_of(run)["scans"])
+    assert first["names"] == second["names"]
+    assert {"70 class 70", "90 class 90"} < set(first["names"])
+
+
+def test_models_of_other_classes_have_a_map_each(run: Path, tmp_path: Path) -> None:
+    scans = [
+        make_scan(tmp_path / str(count), 1, {8: 0.5}, names=tuple(map(str, range(count))))
+        for count in (5, 100)
+    ]
+    write_report(run, scans=scans)
+    assert [len(kept["map"]["names"]) for kept in kept_of(run)["scans"]] == [5, 60]
+
+
 def test_older_features_runs_have_no_words(run: Path, tmp_path: Path) -> None:
     features = make_features(tmp_path / "f", ["similarity"], picture_labels={}, claims=[])
     page = Page(write_report(run, features=features).read_text("utf-8"))
