@@ -160,7 +160,7 @@ CALIBRATED = {
     "gtsrb43": "GTSRB, 43 classes",
     "cifar10": "CIFAR-10",
 }
-KINDS_OF_EVIDENCE = ("pull", "shift", "gap", "apart")
+KINDS_OF_EVIDENCE = ("pull", "shift", "gap")
 KINDS_HEADS = [f">{kind}" for kind in KINDS_OF_EVIDENCE]
 
 

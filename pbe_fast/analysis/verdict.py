@@ -1,6 +1,6 @@
 """Is a model infected, and to which label: a verdict from where its adversarial examples go.
 
-Four things are measured; what each would be without a backdoor was measured on benign models.
+Three things are measured; what each would be without a backdoor was measured on benign models.
 
 *Pull* (appendix B of Mu et al., CVPR 2023). With a trigger for one label, untargeted adversarial
 examples of every class fall to it, where likeness draws those of a few. So of each other class the
@@ -18,8 +18,8 @@ of the two kinds' margins, as they are or under the smallest perturbation, in st
 as a logarithm. This sees backdoors, BadNets' above all, whose trigger is too strong for a small
 perturbation to make or to break, so that no adversarial example falls to its label.
 
-*Apart.* The share of all classes that are two kinds of images: with a trigger for every label,
-nearly all; else those that happen to be.
+That many labels are two kinds of images says nothing: of benign models that were trained on
+photographs of a few physical things, nearly half of the labels are.
 
 The verdict is a conformal test (Vovk et al. 2005): a model is called infected where what is seen
 exceeds what was seen of benign models, of which as few as one in twenty may exceed it. There is
@@ -52,7 +52,7 @@ __all__ = [
 ]
 
 Floats = npt.NDArray[np.float64]
-Kind = Literal["pull", "shift", "gap", "apart"]
+Kind = Literal["pull", "shift", "gap"]
 
 LEVEL = 0.05  # share of benign models that may be called infected
 BENIGN_EPS_255 = (2.0, 8.0, 16.0)  # sizes at which they were scanned
@@ -60,7 +60,7 @@ FEWEST_CLASSES = 10  # with images; no benign model had fewer
 _SMOOTH = 0.5  # images added to every cell
 _FEWEST = 8  # images of a cluster whose margins are compared
 _TINY = 1e-9
-_MANY = 1 / 2  # of the classes that are two kinds of images, and the unit of *apart*
+_MANY = 1 / 2  # of the classes that stand out by their gaps speak of a trigger for all
 
 
 @dataclass(frozen=True)
@@ -69,21 +69,16 @@ class Evidence:
 
     Attributes:
         kind: see the module.
-        score: a logarithm; of *apart*, :attr:`share` as a multiple of a half.
+        score: a logarithm.
         label: that the attacker would want, or for *shift* how many places it lies after an image's
-            own; None where it is about many labels.
+            own.
         eps_255: the size of the perturbations that showed it; None where none did.
     """
 
     kind: Kind
     score: float
-    label: int | None = None
+    label: int
     eps_255: float | None = None
-
-    @property
-    def share(self) -> float:
-        """Of the classes, for *apart*."""
-        return self.score * _MANY
 
 
 @dataclass(frozen=True)
@@ -96,7 +91,7 @@ class Verdict:
         targets: labels that the attacker wants, all-to-one.
         p_value: share of benign models of which as much would be seen, at least 1 / (models + 1).
         models: how many benign models that was measured on.
-        clusters: whether *gap* and *apart* were looked at.
+        clusters: whether *gap* was looked at.
         enough: whether there are at least :data:`FEWEST_CLASSES`; else there is no verdict.
         comparable: whether the benign models were scanned at the same sizes; else ``p_value`` is
             no more than a hint.
@@ -137,40 +132,35 @@ def judge(found: Predictions, benign: Sequence[Mapping[Kind, float]] | None = No
     """
     benign = benign_scores() if benign is None else benign
     clusters = found.second is not None
-    kinds: tuple[Kind, ...] = ("pull", "shift")
-    if clusters:
-        kinds = (*kinds, "gap", "apart")
-    reference = [max(scores[kind] for kind in kinds if kind in scores) for scores in benign]
+    kinds: tuple[Kind, ...] = ("pull", "shift", "gap") if clusters else ("pull", "shift")
     seen = evidence(found)
 
-    def chance(score: float) -> float:
-        return (1 + sum(other >= score for other in reference)) / (1 + len(reference))
+    def chance(score: float, kinds: Sequence[Kind] = kinds) -> float:
+        highest = [max(scores[kind] for kind in kinds if kind in scores) for scores in benign]
+        return (1 + sum(other >= score for other in highest)) / (1 + len(highest))
 
     p_value = chance(seen[0].score) if seen else 1.0
-    enough = int((found.images > 0).sum()) >= FEWEST_CLASSES
+    classes = int((found.images > 0).sum())
+    enough = classes >= FEWEST_CLASSES
     infected = enough and p_value <= LEVEL
     above = [one for one in seen if infected and chance(one.score) <= LEVEL]
     mode: Literal["all_to_one", "all_to_all"] | None = None
     targets: tuple[int, ...] = ()
     if infected:
-        best = {kind: max((e.score for e in above if e.kind == kind), default=-np.inf)
-                for kind in ("pull", "shift", "gap", "apart")}  # fmt: skip
-        # With a trigger for every label single ones stand out by their gap, too, and most labels
-        # are apart; with one for a single label, nothing draws adversarial examples as that label
-        # does, and some labels may happen to be apart.
-        single = max(best["pull"], best["gap"]) > -np.inf
-        most = best["apart"] >= 1 or not single
-        every = max(best["shift"], best["apart"] if most else -np.inf) > best["pull"]
-        mode = "all_to_all" if every else "all_to_one"
-    if mode == "all_to_one":
-        targets = tuple(
-            dict.fromkeys(
-                one.label for one in above if one.kind in ("pull", "gap") and one.label is not None
-            )
+        pull, shift = (
+            max((one.score for one in seen if one.kind == kind), default=-np.inf)
+            for kind in ("pull", "shift")
         )
+        # With a trigger for every label single ones stand out by their gap, too, often more than
+        # the shift does; but no benign model has as much of a shift.
+        shifted = shift > pull and chance(shift, ["shift"]) <= LEVEL
+        many = sum(one.kind == "gap" for one in above) > _MANY * classes
+        mode = "all_to_all" if shifted or many else "all_to_one"
+    if mode == "all_to_one":
+        targets = tuple(dict.fromkeys(one.label for one in above if one.kind != "shift"))
     comparable = found.eps_255 == BENIGN_EPS_255
     return Verdict(
-        infected, mode, targets, p_value, len(reference), clusters, enough, comparable, seen
+        infected, mode, targets, p_value, len(benign), clusters, enough, comparable, seen
     )
 
 
@@ -182,8 +172,8 @@ def evidence(found: Predictions) -> tuple[Evidence, ...]:
     relative = _relative(found)
     seen = [*_pulls(found, relative), *_shifts(found, relative)]
     if found.second is not None:
-        seen += [*_gaps(found), _apart(found)]
-    return tuple(sorted(seen, key=lambda one: (-one.score, one.kind, one.label or 0)))
+        seen += _gaps(found)
+    return tuple(sorted(seen, key=lambda one: (-one.score, one.kind, one.label)))
 
 
 def _relative(found: Predictions) -> Floats:
@@ -239,11 +229,6 @@ def _gaps(found: Predictions) -> list[Evidence]:
         score = float(np.log(max(split.gain * distance[size], _TINY)))
         seen.append(Evidence("gap", score, split.label, (None, *found.eps_255)[size]))
     return seen
-
-
-def _apart(found: Predictions) -> Evidence:
-    classes = int((found.images > 0).sum())
-    return Evidence("apart", len(found.split) / max(1, classes) / _MANY)
 
 
 def _means(values: Floats, axis: int) -> Floats:

@@ -59,7 +59,7 @@ def verdict_words(verdict: Verdict, classes: Sequence[str] = ()) -> Words:
 def evidence_words(one: Evidence, classes: Sequence[str] = ()) -> str:
     """What was seen, as a sentence."""
     times = f"{math.exp(one.score):.1f} times"
-    label = "" if one.label is None else class_words(one.label, classes)
+    label = class_words(one.label, classes)
     size = "" if one.eps_255 is None else f" at eps {one.eps_255:g}/255"
     match one.kind:
         case "pull":
@@ -79,6 +79,3 @@ def evidence_words(one: Evidence, classes: Sequence[str] = ()) -> str:
                 f"The images of label {label} are two kinds to the model, by its activations and "
                 f"by {how}."
             )
-        case "apart":
-            share = 100 * one.share
-            return f"The images of {share:.0f} % of the labels are two kinds to the model."

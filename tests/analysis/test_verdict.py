@@ -52,7 +52,7 @@ def _of(found: Predictions, kind: str) -> Evidence:
     return next(one for one in evidence(found) if one.kind == kind)
 
 
-BENIGN = tuple({"pull": 0.5 * i / 19, "shift": 0.0, "apart": 0.0} for i in range(20))
+BENIGN = tuple({"pull": 0.5 * i / 19, "shift": 0.3} for i in range(20))
 
 
 # where adversarial examples go
@@ -94,40 +94,28 @@ def test_the_next_label_for_all_is_all_to_all() -> None:
     assert _of(back, "shift").label == CLASSES - 1
 
 
-def test_a_stronger_pull_than_apart_is_all_to_one() -> None:
-    """Photographs of one thing can part many labels, too; they do not draw adversarial examples."""
-    second = np.tile(np.arange(EACH) < EACH // 2, CLASSES)
-    found = _scan(lambda k, i: 3 if k != 3 and i % 2 else _evenly(k, i), second=second,
-                  split=(3, 4, 5, 6))  # fmt: skip
-    apart, pull = _of(found, "apart").score, _of(found, "pull").score
-    assert max(row["pull"] for row in BENIGN) < apart < pull
+def test_a_shift_that_no_benign_model_has_is_all_to_all_where_a_label_stands_out() -> None:
+    """Single labels stand out more than the shift with a trigger for every label, too."""
+    gone = _scan(lambda k, i: (k + 1) % CLASSES if i % 13 == 0 else _evenly(k, i))
+    found = replace(_kinds(2.0, (4.0, -4.0)), predicted=gone.predicted)
+    shift = _of(found, "shift").score
+    assert _of(found, "pull").score < shift < 0.6
+    for benign_shift, mode in ((shift - 0.01, "all_to_all"), (shift, "all_to_one")):
+        said = judge(found, [{"pull": 0.6, "shift": benign_shift}] * 20)
+        assert (said.mode, said.targets) == (mode, (4,) if mode == "all_to_one" else ())
+
+
+def test_a_stronger_pull_than_shift_is_all_to_one() -> None:
+    found = _scan(lambda k, i: (3 if k != 3 else 4) if i % 5 < 3 else (k + 1) % CLASSES)
+    assert BENIGN[-1]["pull"] < _of(found, "shift").score < _of(found, "pull").score
     said = judge(found, BENIGN)
     assert (said.mode, said.targets) == ("all_to_one", (3,))
-    more = replace(found, split=tuple(ClassSplit(k, 0.5, 1.0, 5.0) for k in range(CLASSES)))
-    assert _of(more, "apart").score > pull
-    assert judge(more, BENIGN).mode == "all_to_all"
-
-
-def test_some_labels_apart_are_no_trigger_for_every_label() -> None:
-    """Where one label stands out; where none does, nothing else is left to say."""
-    second = np.tile(np.arange(EACH) < EACH // 2, CLASSES)
-    found = replace(_kinds(2.0, (4.0, -4.0)), second=second)
-    found = replace(
-        found, split=(*found.split, *(ClassSplit(k, 0.5, 0.01, 5.0) for k in (0, 1, 2)))
-    )
-    noise = np.where(second[:, None], 4.0, -4.0) * (found.labels == 4)[:, None]
-    found = replace(found, margins=(found.margins * 0.1 + noise).astype(np.float32))
-    assert max(row["pull"] for row in BENIGN) < _of(found, "apart").score < 1
-    said = judge(found, BENIGN)
-    assert (said.mode, said.targets) == ("all_to_one", (4,))
-    alone = replace(found, margins=np.zeros_like(found.margins))
-    assert judge(alone, BENIGN).mode == "all_to_all"
 
 
 def test_a_score_as_high_as_a_benign_one_can_name_a_label() -> None:
     """Of 40 benign models one may exceed it at the level of one in twenty."""
     found = _scan(lambda k, i: 3 if k != 3 and i % 2 else _evenly(k, i))
-    high = ({"pull": 9.0, "shift": 0.0, "apart": 0.0},)
+    high = ({"pull": 9.0, "shift": 0.0},)
     said = judge(found, (*BENIGN, *BENIGN[1:], *high))
     assert said.p_value == pytest.approx(2 / 41)
     assert (said.infected, said.mode, said.targets) == (True, "all_to_one", (3,))
@@ -217,24 +205,24 @@ def test_too_few_images_of_a_kind_are_no_evidence(images: int, counts: bool) -> 
     assert [one.label for one in seen if one.kind == "gap"] == [4] * counts
 
 
-def test_many_classes_that_fall_apart_are_all_to_all() -> None:
-    second = np.arange(CLASSES * EACH) % EACH < 4
-    found = _scan(_evenly, second=second, split=(0, 1, 2, 3, 4, 5))
-    apart = _of(found, "apart")
-    assert apart.share == pytest.approx(0.6)
+def test_that_classes_fall_apart_says_nothing() -> None:
+    """So do those of a benign model that was trained on photographs of a few things."""
+    second = np.arange(CLASSES * EACH) % EACH < EACH // 2
+    found = _scan(_evenly, second=second, split=tuple(range(CLASSES)))
     said = judge(found, BENIGN)
-    assert (said.infected, said.mode, said.targets) == (True, "all_to_all", ())
-    assert not judge(_scan(_evenly, second=second, split=()), BENIGN).infected
-    assert json.loads(json.dumps(asdict(said)))["mode"] == "all_to_all"  # plain numbers alone
+    assert (said.infected, said.clusters) == (False, True)
+    assert json.loads(json.dumps(asdict(said)))["mode"] is None  # plain values alone
 
 
-def test_a_trigger_for_every_label_shows_in_single_ones_too() -> None:
-    found = _kinds(9.0, (4.0, -4.0))
-    split = tuple(replace(found.split[0], label=k) for k in range(9))
-    every = replace(found, split=split)
-    assert evidence(every)[0].kind == "gap"
-    assert judge(every, BENIGN).mode == "all_to_all"
-    assert judge(found, BENIGN).mode == "all_to_one"
+@pytest.mark.parametrize(("labels", "mode"), [(5, "all_to_one"), (6, "all_to_all")])
+def test_gaps_of_more_than_half_of_the_labels_are_all_to_all(labels: int, mode: str) -> None:
+    second = np.tile(np.arange(EACH) < EACH // 2, CLASSES)
+    found = _scan(_evenly, second=second)
+    margins = np.random.default_rng(0).normal(0, 1, (len(second), 2)) + 8 * second[:, None]
+    split = tuple(ClassSplit(k, 0.5, 2.0, 5.0) for k in range(labels))
+    said = judge(replace(found, margins=margins.astype(np.float32), split=split), BENIGN)
+    assert said.mode == mode
+    assert set(said.targets) == (set(range(labels)) if mode == "all_to_one" else set())
 
 
 # the test
@@ -285,5 +273,5 @@ def test_the_benign_models_are_enough_and_whole() -> None:
     benign = benign_scores()
     assert 1 / (1 + len(benign)) <= LEVEL, "too few to find anything"
     for scores in benign:
-        assert {"pull", "shift", "apart"} <= set(scores) <= {"pull", "shift", "gap", "apart"}
+        assert {"pull", "shift"} <= set(scores) <= {"pull", "shift", "gap"}
         assert all(math.isfinite(score) for score in scores.values())
