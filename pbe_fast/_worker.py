@@ -285,8 +285,8 @@ class RunWorker:
         manifest = data.manifest
         device = self.executor.device
         key = " ".join(
-            [self.inputs[0], digest, device.precision,
-             device.layout, str(self.config.data.image_size), str(self.config.eval_batch_size)]
+            [*code_versions().values(), self.inputs[0], digest, device.precision, device.layout,
+             str(self.config.data.image_size), str(self.config.eval_batch_size)]
         )  # fmt: skip
         files = ScoreFiles(self.run.path / SCORES_NAME / name, key, look)
         counts = [shard.samples for shard in manifest.shards]

@@ -135,6 +135,7 @@ def purify(
             kept = sieve.kept(scores, place, poisoned)
             metrics["backdoor"] = {
                 "found": bool(poisoned), "labels": poisoned, "odd": odd, "kept": kept,
+                "judged": sieve.can_judge(),
             }  # fmt: skip
             scores = sieve.ranking(scores, place)
         if scores is not None and sets.train is not None:
@@ -174,7 +175,9 @@ def _sieve(config: PurifyConfig, worker: RunWorker) -> Sieve:
     labels = manifest.labels
     split = Split(np.zeros(len(labels), np.float32), np.zeros(len(labels), bool), ())
     if config.sieve.split:
-        split = split_classes(worker.activations(), labels)
+        activations = worker.activations()
+        with worker.clock.time("split", len(labels)):
+            split = split_classes(activations, labels)
     return Sieve(labels, manifest.num_classes, split, worker.activations, config.sieve, config.seed)
 
 

@@ -175,7 +175,9 @@ def test_sieve_says_what_it_found(undisturbed: Callable[[str], Path]) -> None:
     assert {"suspects", "relabelled", "waiting", "classes", "second_look"} <= first.keys()
     kept = metrics["backdoor"].pop("kept")
     poisoned, odd = second["poisoned"], second["odd"]
-    assert metrics["backdoor"] == {"found": bool(poisoned), "labels": poisoned, "odd": odd}
+    assert metrics["backdoor"] == {
+        "found": bool(poisoned), "labels": poisoned, "odd": odd, "judged": True,
+    }  # fmt: skip
     assert kept is None or (poisoned and 0 <= kept <= 1)
     assert {"subset", "auroc", "subset_poisoned"} <= last.keys()
 

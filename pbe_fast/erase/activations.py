@@ -45,9 +45,13 @@ class Activations:
             watched(model, None, _stage_output) as found,
         ):
             model(blank)
+        # Windows and heads of attention come as more rows than there are images.
+        found = [(name, output) for name, output in found if len(output) == len(blank)]
         ends = {output.shape[2:] if output.ndim == 4 else None: name for name, output in found}
-        names = [name for name, _ in found]
-        if len(ends) < 3 and names:
+        tokens = [name for name, output in found if output.ndim == 3]
+        mostly_tokens = 2 * len(tokens) > len(found)
+        names = tokens if mostly_tokens else [name for name, _ in found]
+        if names and (mostly_tokens or len(ends) < 3):
             count = min(_POINTS, len(names))
             points = [names[(i + 1) * len(names) // count - 1] for i in range(count)]
         else:
@@ -92,5 +96,9 @@ class Activations:
 
 
 def _stage_output(_: tuple[Any, ...], output: Any) -> Tensor | None:
-    """Of a module: images or tokens."""
-    return output if isinstance(output, Tensor) and output.ndim in (3, 4) else None
+    """Of a module: tokens ``(N, T, C)``, or square images as ``(N, C, H, H)``."""
+    if not isinstance(output, Tensor) or output.ndim not in (3, 4):
+        return None
+    if output.ndim == 3 or output.shape[2] == output.shape[3]:
+        return output
+    return output.permute(0, 3, 1, 2) if output.shape[1] == output.shape[2] else None

@@ -15,7 +15,8 @@ is trusted:
    many different ones where a trigger brought them in from many classes. Where neither is plain,
    the smaller cluster waits. A second look at the classes that seemed whole goes by the losses of
    this model, and what that finds waits, too. Where many classes are plainly poisoned, there is a
-   trigger for every label, and what would wait is suspect.
+   trigger for every label: the second look also goes by what sets their suspects apart, and what
+   would wait is suspect.
 4. *Round 1* begins with the infected model's weights again, which are more accurate, and trains on
    all that is trusted, and on the suspects with the labels that the model of round 0 gives them:
    triggered images with what they show are what unlearns a trigger best. What waits is not trained,
@@ -23,8 +24,9 @@ is trusted:
    others of the trusted one.
 5. *Second verdict.* What was not trained with its own label is trusted if the model of round 1
    gives that label to most of it, class by class. Else it is poisoned if it gets many different
-   ones and is of more than a few images, or if that is so in many classes; a single cluster with
-   one other label may be photographs of something rare, and stays away. Where many classes are
+   ones and is of more than a few images, or got them from the model of round 0, or if that is so
+   in many classes; a single cluster with one other label may be photographs of something rare, and
+   stays away. Where many classes are
    poisoned, there is a second look by the losses of this model, too.
 6. *Round 2* goes on with the labels that the model of round 1 gives. In a poisoned class an image
    that it takes for something else has become suspect, too. A suspect that it takes for what it is
@@ -192,9 +194,10 @@ class Sieve:
                 bad, good = (small, large) if verdict.poisoned == "smaller" else (large, small)
                 suspects |= bad
                 waiting |= good & (self._between | self.split.apart)
-        likely, second_look = self._look_again(outcome)
+        many = self._many(sum(verdict.poisoned != "unclear" for verdict in verdicts))
+        likely, second_look = self._look_again(outcome, suspects if many else None)
         waiting |= likely
-        if self._many(sum(verdict.poisoned != "unclear" for verdict in verdicts)):
+        if many:
             suspects |= waiting & (self._second | likely)
             waiting &= ~suspects
         return self._selection(
@@ -207,6 +210,15 @@ class Sieve:
 
     def judged_again(self, outcome: Scores, place: Place) -> Selection:
         """After round 1, class by class, with a model that has learned all labels."""
+        return self._judged_by_class(outcome, place, self._diverse_before(place))
+
+    def _judged_by_class(self, outcome: Scores, place: Place, before: list[int]) -> Selection:
+        """Class by class.
+
+        Args:
+            before: classes that stay poisoned: a backdoor that outlives a round makes most of their
+                images look right again.
+        """
         left, doubtful = self.untrusted(place), self._doubtful(place)
         differs = self._differs(outcome)
         clusters: dict[int, Mask] = {}  # that are something else than their label, by that
@@ -218,11 +230,12 @@ class Sieve:
                 clusters[label] = sure & differs
         many = self._many(len(clusters))
         poisoned = [k for k, sure in clusters.items() if many or self._diverse(outcome[sure, 1])]
+        poisoned = sorted({*poisoned, *before})
         odd = [label for label in clusters if label not in poisoned]
         suspects = np.isin(self.labels, poisoned) & (left | differs)
         facts: dict[str, Any] = {"odd": odd}
         if many:
-            likely, facts["second_look"] = self._look_again(outcome)
+            likely, facts["second_look"] = self._look_again(outcome, suspects)
             likely &= ~np.isin(self.labels, poisoned)
             suspects |= likely
             poisoned = sorted({*poisoned, *self.labels[likely].tolist()})
@@ -231,8 +244,16 @@ class Sieve:
 
     def judged_more(self, outcome: Scores, place: Place) -> Selection | None:
         """After round 2 and later: once more, or None where the backdoor is gone."""
-        kept = self.kept(outcome, place, self._relabelled(place))
-        return self.judged_again(outcome, place) if kept is not None and kept > _KEPT else None
+        before = self._relabelled(place)
+        kept = self.kept(outcome, place, before)
+        if kept is None or kept <= _KEPT:
+            return None
+        return self._judged_by_class(outcome, place, before)
+
+    def can_judge(self) -> bool:
+        """Whether a backdoor could be found: with two classes, or with few images, none can."""
+        counts = np.bincount(self.labels[self._known], minlength=self.num_classes)
+        return self.num_classes > 2 and bool((counts >= _TELLING).any())
 
     def _relabelled(self, place: Place) -> list[int]:
         """The classes that some images were trained away from."""
@@ -241,6 +262,14 @@ class Sieve:
         own = self.labels[place.subset]
         labels: list[int] = np.unique(own[own != place.labels]).tolist()
         return labels
+
+    def _diverse_before(self, place: Place) -> list[int]:
+        """The classes whose images were trained with so many other labels as a trigger gives."""
+        if place.labels is None:
+            return []
+        own = self.labels[place.subset]
+        return [k for k in self._relabelled(place)
+                if self._diverse(place.labels[(own == k) & (place.labels != k)])]  # fmt: skip
 
     def _differs(self, outcome: Scores) -> Mask:
         """Images that a model takes for something else than their label."""
@@ -262,11 +291,18 @@ class Sieve:
 
     def _many(self, poisoned: int) -> bool:
         """Whether so many classes are poisoned that there must be a trigger for every label."""
-        return self.config.split and poisoned > max(1, _MANY_POISONED * self.num_classes)
+        return self.config.split and poisoned > max(2, _MANY_POISONED * self.num_classes)
 
-    def _look_again(self, outcome: Scores) -> tuple[Mask, list[dict[str, Any]]]:
-        """Which images the second look finds, and what there is to say of their classes."""
-        again = look_again(self.activations(), self.labels, self.split, outcome[:, 0])
+    def _look_again(
+        self, outcome: Scores, suspects: Mask | None
+    ) -> tuple[Mask, list[dict[str, Any]]]:
+        """Which images the second look finds, and what there is to say of their classes.
+
+        Args:
+            suspects: of other classes, where there is a trigger for every label.
+        """
+        triggered = None if suspects is None else suspects & self._differs(outcome)
+        again = look_again(self.activations(), self.labels, self.split, outcome[:, 0], triggered)
         return again.log_odds > _LIKELY, [asdict(found) for found in again.classes]
 
     def _selection(self, suspects: Mask, waiting: Mask, outcome: Scores, **facts: Any) -> Selection:

@@ -9,7 +9,8 @@ its trigger does not whiten itself away.
 
 Where the trigger differs from image to image, the first principal component may be another one. A
 second look (:func:`look_again`) goes along the direction to the images whose label a model that is
-partly purified finds least likely.
+partly purified finds least likely, and where a trigger leads to every label along the direction to
+what was found to be triggered in other classes: what a trigger adds is much the same in all.
 
 What the infected model sees of the picture itself also counts: where triggered images come from a
 class that looks like the target, they may lie with the clean ones. So the clusters of a class that
@@ -105,13 +106,18 @@ def look_again(
     labels: npt.NDArray[np.integer],
     split: Split,
     losses: npt.NDArray[np.floating],
+    triggered: Mask | None = None,
 ) -> Split:
     """Look at the classes that seemed whole along the direction to their hardest images.
+
+    Where that finds nothing in a class, it looks along the direction from the other images of their
+    classes to those of ``triggered``.
 
     Args:
         features, labels: as for :func:`split_classes`.
         split: what that has found.
         losses: ``(N,)`` of the labels, by a model that did not learn most of the poison.
+        triggered: ``(N,)``, images of other classes that are likely to have a trigger.
 
     Returns:
         the classes that fall apart now, without those that did before.
@@ -119,18 +125,16 @@ def look_again(
     space = _Space.of(features, labels)
     found: dict[int, _Mixture] = {}
     whitener = space.whitener(split.log_odds > 0) if space.members else np.empty((0, 0))
+    shared = None if triggered is None else space.towards(triggered, whitener)
     known = {found_before.label for found_before in split.classes}
     for label, ids in space.large():
         if label in known:
             continue
-        here = np.nan_to_num(losses[ids])
-        hard = here > np.quantile(here, 1 - _HARD)
-        if min(hard.sum(), (~hard).sum()) < _FOLDS:
-            continue
-        mixture = _two_gaussians(_towards(space.rows(ids) @ whitener, hard))
-        if not mixture or mixture.odds[hard].mean() < mixture.odds[~hard].mean():
-            continue  # the smaller cluster is the easier one
-        if mixture.apart_again:
+        rows = space.rows(ids) @ whitener
+        mixture = _harder(rows, np.nan_to_num(losses[ids]))
+        if mixture is None and shared is not None:
+            mixture = _further(rows @ shared)
+        if mixture is not None:
             found[label] = mixture
     return space.split(found)
 
@@ -191,6 +195,16 @@ class _Space:
         whitener: Floats = vectors / np.sqrt(values)
         return whitener
 
+    def towards(self, mask: Mask, whitener: Floats) -> Floats:
+        """``(D,)``: from the other rows of their classes to some, in the whitened space."""
+        direction = np.zeros(len(self.mean))
+        for ids in self.members.values():
+            here = mask[ids]
+            if here.any() and not here.all():
+                rows = self.rows(ids)
+                direction += (rows[here] - rows[~here].mean(0)).sum(0)
+        return direction @ whitener
+
     def split(self, found: "dict[int, _Mixture]") -> Split:
         """As it is handed out."""
         log_odds = np.full(len(self.features), np.nan, np.float32)
@@ -244,12 +258,34 @@ def _first_component(z: Floats) -> Floats:
     return along
 
 
+def _harder(z: Floats, losses: Floats) -> _Mixture | None:
+    """A class along the direction to its hardest images, if the smaller cluster is the harder."""
+    hard = losses > np.quantile(losses, 1 - _HARD)
+    if min(hard.sum(), (~hard).sum()) < _FOLDS:
+        return None
+    mixture = _two_gaussians(_towards(z, hard))
+    if not mixture or mixture.odds[hard].mean() < mixture.odds[~hard].mean():
+        return None
+    return mixture if mixture.apart_again else None
+
+
+def _further(along: Floats) -> _Mixture | None:
+    """A class along a line, if the smaller cluster is further along it."""
+    mixture = _two_gaussians(along)
+    if not mixture or not mixture.apart_again:
+        return None
+    smaller = mixture.odds > 0
+    ahead = smaller.any() and along[smaller].mean() > along[~smaller].mean()
+    return mixture if ahead else None
+
+
 def _towards(z: Floats, hard: Mask) -> Floats:
     """``(n,)``: where each row lies along the direction from the other rows to some.
 
     The direction is another one for each fold, and made from the other folds: a row would pull it
-    towards itself.
+    towards itself. Where the class lies as a whole must not count, as it does in other directions.
     """
+    z = z - z.mean(0)
     fold, along = np.empty(len(z), int), np.empty(len(z))
     for part in (hard, ~hard):
         fold[part] = np.arange(part.sum()) % _FOLDS

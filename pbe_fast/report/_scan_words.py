@@ -52,6 +52,8 @@ def verdict_words(verdict: Verdict, classes: Sequence[str] = ()) -> Words:
         headline = f"The model is infected: a trigger leads to label{plural} {listed}{more}"
     if strongest.kind == "gap":
         remark += " Photographs in series of the same few objects can look like that, too."
+    if strongest.kind == "pull":
+        remark += " So can a class that is much larger than the others."
     remark = f"{evidence_words(strongest, classes)} {remark}"
     return Words("bad", "Infected", f"{headline}.", remark)
 

@@ -101,6 +101,11 @@ def backdoor_words(metrics: Metrics, classes: Sequence[str] = ()) -> str | None:
         return None
     found, kept = metrics.backdoor, metrics.backdoor.kept
     said = "No backdoor was found in the training set."
+    if not found.judged:
+        said = (
+            "Whether there is a backdoor could not be judged: that takes three classes, and one of "
+            "20 images."
+        )
     if found.found:
         where = _classes(found.labels, classes)
         said = f"A backdoor was found: images that show something else in {where}."

@@ -158,6 +158,14 @@ def _weights(content: Content, value: object) -> None:
     content["model"]["conv1.weight"] = value
 
 
+def _doubling(depth: int) -> list[Any]:
+    """A list that takes 2 to the power of its depth to write out, and a few bytes in a file."""
+    nested: list[Any] = []
+    for _ in range(depth):
+        nested = [nested, nested]
+    return nested
+
+
 @pytest.mark.parametrize("put", [_deep, _top, _weights])
 def test_a_pickle_that_would_run_something_does_not(
     world: World, tmp_path: Path, put: Callable[[Content, object], None]
@@ -244,6 +252,8 @@ def test_members_that_are_not_there_are_refused(world: World, members: Any, word
         ({"img_size": [SIZE, SIZE, 1]}, "three channels"),
         ({"img_size": [SIZE, 2 * SIZE, 3]}, "square"),
         ({"img_size": "16"}, "img_size is '16'"),
+        ({"img_size": _doubling(40)}, "not height, width"),
+        ({"num_classes": _doubling(40)}, "not a number"),
         ({"clean_data": None}, "clean_data"),
         ({"model": None}, "not names and tensors"),
         ({"model": {"a": torch.zeros(1).expand(10**9)}}, "describes"),

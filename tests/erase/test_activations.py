@@ -57,6 +57,37 @@ def test_what_is_wide_is_projected_and_distances_stay() -> None:
     assert torch.isfinite(first).all()
 
 
+class _Last(nn.Module):
+    """Images with their channels last, as in Swin, and the heads of attention beside them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.third = nn.Linear(3, 6), nn.Linear(6, 7), nn.Linear(7, 9)
+        self.attention = nn.Identity()
+        self.pool = nn.AvgPool2d(2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x.permute(0, 2, 3, 1))
+        self.attention(torch.zeros(4 * len(x), 3, 16, 16))  # of windows
+        self.attention(torch.zeros(len(x), 3, 17, 5))
+        x = self.second(self.pool(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1))
+        x = self.third(self.pool(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1))
+        return x.mean((1, 2))[:, :3]
+
+
+def test_channels_may_come_last_and_heads_of_attention_are_no_images() -> None:
+    model = _Last().eval()
+    measure = Activations(model, CPU, 16)
+    assert measure.points == ["first", "second", "third"]
+    assert measure.shape == (4 * (6 + 7) + 9,)
+    images = _images(5, 16)
+    with torch.inference_mode():
+        rows = measure(images, torch.zeros(5, dtype=torch.int64))
+        first = model.first(images.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+    quarters = first.reshape(5, 6, 2, 8, 2, 8).mean((3, 5)).flatten(1)
+    torch.testing.assert_close(rows[:, :24].float(), quarters, rtol=2e-3, atol=2e-3)
+
+
 class _Tokens(nn.Module):
     """As transformers have them: ``(N, T, C)`` all the way."""
 

@@ -185,6 +185,53 @@ def test_a_few_images_with_different_labels_are_no_trigger() -> None:
         assert chosen.facts["waiting"] == (0 if poisoned else images)
 
 
+def test_what_got_many_labels_stays_suspect_when_the_backdoor_outlives_a_round() -> None:
+    """Most triggered images look right again, which is no reason to train them as they came."""
+    sieve = _sieve({1: 0.3, 2: 0.3})
+    seen = _others(*range(100, 130)) | dict.fromkeys(range(200, 230), 4)
+    first = sieve.judged(_outcome(seen), _place(sieve.first()))
+    assert (first.facts["relabelled"], first.facts["waiting"]) == (30, 30)
+    place = _place(first.ids, first.labels)
+    outcome = _outcome(_others(*range(100, 105)))
+    second = sieve.judged_again(outcome, place)
+    assert (second.facts["poisoned"], second.facts["odd"]) == ([1], [])
+    assert second.labels is not None
+    own = second.ids[second.labels == LABELS[second.ids]]
+    assert not np.isin(own, np.arange(100, 130)).any()
+    assert np.isin(np.arange(200, 230), own).all()
+    kept = sieve.judged_more(outcome, _place(second.ids, second.labels))
+    assert kept is not None
+    assert kept.facts["poisoned"] == [1]
+
+
+@pytest.mark.parametrize(("classes", "poisoned"), [(3, False), (6, True)])
+def test_two_classes_are_never_many(classes: int, poisoned: bool) -> None:
+    """Clusters of one other label, in as many classes as are more than a third of six."""
+    odd = 2 if classes == 3 else 3
+    labels = np.repeat(np.arange(classes), EACH)
+    odds = np.full(len(labels), -50, np.float32)
+    outcome = np.stack([np.full(len(labels), 0.1), labels], 1).astype(np.float32)
+    for label in range(odd):
+        odds[label * EACH : label * EACH + 5] = 50
+        outcome[label * EACH : label * EACH + 5] = 4.0, classes - 1
+    splits = tuple(ClassSplit(label, 0.05, 1.0, 9.0) for label in range(odd))
+    split = Split(odds, np.zeros(len(odds), bool), splits)
+    features = np.zeros((len(labels), 3))
+    sieve = Sieve(labels, classes, split, lambda: features, SieveConfig(), seed=0)
+    facts = sieve.judged_again(outcome, _place(np.flatnonzero(odds < 0))).facts
+    assert facts["poisoned"] == (list(range(odd)) if poisoned else [])
+
+
+@pytest.mark.parametrize(
+    ("classes", "each", "judges"), [(2, 100, False), (3, 100, True), (3, 19, False)]
+)
+def test_few_classes_or_images_cannot_be_judged(classes: int, each: int, judges: bool) -> None:
+    labels = np.repeat(np.arange(classes), each)
+    split = Split(np.full(len(labels), -50, np.float32), np.zeros(len(labels), bool), ())
+    sieve = Sieve(labels, classes, split, _activations, SieveConfig(), seed=0)
+    assert sieve.can_judge() == judges
+
+
 def test_a_cluster_with_one_other_label_stays_away_and_is_no_backdoor() -> None:
     sieve = _sieve({1: 0.1})
     trusted = np.setdiff1d(np.arange(599), range(100, 110))

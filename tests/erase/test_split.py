@@ -147,6 +147,37 @@ def test_a_second_look_finds_what_the_hardest_images_point_to(seed: int) -> None
     assert found[planted].mean() > 0.9
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_where_classes_lie_far_apart_a_second_look_sees_the_same(seed: int) -> None:
+    """Where a class lies must not count: each fold looks in a direction of its own."""
+    features, labels, planted, losses = _faint(seed)
+    centres = np.random.default_rng(seed).normal(0, 40, (4, WIDTH))
+    far = (features + centres[labels]).astype(np.float32)
+    again = look_again(far, labels, split_classes(far, labels), losses)
+    assert [c.label for c in again.classes] == [1]
+    found = again.log_odds > 0
+    assert planted[found].mean() > 0.9
+    assert found[planted].mean() > 0.9
+
+
+def test_a_second_look_goes_along_what_a_trigger_adds_in_other_classes() -> None:
+    """Class 2 hides it behind something larger, and its losses tell nothing."""
+    features, labels, planted, _ = _faint(0)
+    features[labels == 2, 2] *= 8
+    hidden = np.flatnonzero(labels == 2)[::8]
+    features[hidden, 0] += 9
+    flat = np.random.default_rng(0).exponential(1.0, len(labels))
+    known = Split(np.where(planted, 50, -50).astype(np.float32), np.zeros(len(labels), bool),
+                  (ClassSplit(1, 0.1, 1.0, 9.0),))  # fmt: skip
+    assert look_again(features, labels, known, flat).classes == ()
+    again = look_again(features, labels, known, flat, planted)
+    assert [c.label for c in again.classes] == [2]
+    assert set(np.flatnonzero(again.log_odds > 0)) == set(hidden)
+    # A cluster that is further away the other way has no trigger.
+    features[hidden, 0] -= 18
+    assert look_again(features, labels, known, flat, planted).classes == ()
+
+
 def test_a_second_look_is_at_classes_that_seemed_whole() -> None:
     features, labels, _, losses = _faint(0)
     whole = split_classes(features, labels)

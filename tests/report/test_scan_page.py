@@ -118,11 +118,16 @@ def test_verdicts_in_words(mode: Any, targets: tuple[int, ...], words: str) -> N
         assert ("no proof" in said.remark) == (not infected)
 
 
-def test_a_verdict_by_two_kinds_of_images_says_what_else_looks_so() -> None:
-    for kind, warned in (("gap", True), ("pull", False)):
+def test_a_verdict_says_what_else_looks_so() -> None:
+    warnings = {
+        "gap": "in series of the same few objects",
+        "pull": "a class that is much larger than the others",
+    }
+    for kind in ("gap", "pull", "shift"):
         seen = (Evidence(kind, 1.0, 2, 8.0),)  # type: ignore[arg-type]  # of a loop
         said = verdict_words(Verdict(True, "all_to_one", (2,), 1 / 21, 20, True, True, True, seen))
-        assert ("in series of the same few objects" in said.remark) == warned
+        for one, words in warnings.items():
+            assert (words in said.remark) == (one == kind)
 
 
 def test_few_classes_have_no_verdict() -> None:
