@@ -3,6 +3,7 @@
 import hashlib
 import json
 import re
+import reprlib
 import warnings
 import zipfile
 from collections.abc import Callable, Mapping
@@ -144,7 +145,7 @@ def _dense(path: Path, content: Any) -> dict[str, Tensor]:
             "state_dict() as safetensors."
         )
     wrong = [
-        f"{name!r:.80}: {type(value).__name__}"
+        f"{reprlib.repr(name):.80}: {type(value).__name__}"
         for name, value in entries.items()
         if not isinstance(name, str) or type(value) not in (Tensor, nn.Parameter)
     ]
