@@ -6,8 +6,7 @@ each class of CIFAR-10. GTSRB's are whole tracks, as the photographs of one phys
 a kind of their own. Each model is scanned with the images that it was trained on (``pbe-fast
 scan``). What the benign ones show is kept where the verdict finds it,
 ``pbe_fast/analysis/benign.json``, once all of them were scanned, and all with what the verdict says
-in ``bench/results/scan_calibration.json``;
-there a benign model is judged by the others.
+in ``bench/results/scan_calibration.json``; there a benign model is judged by the others.
 """
 
 import json
