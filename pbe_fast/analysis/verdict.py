@@ -133,17 +133,13 @@ def judge(found: Predictions, benign: Sequence[Mapping[Kind, float]] | None = No
     benign = benign_scores() if benign is None else benign
     clusters = found.second is not None
     kinds: tuple[Kind, ...] = ("pull", "shift", "gap") if clusters else ("pull", "shift")
+    reference = [max(scores[kind] for kind in kinds if kind in scores) for scores in benign]
     seen = evidence(found)
-
-    def chance(score: float, kinds: Sequence[Kind] = kinds) -> float:
-        highest = [max(scores[kind] for kind in kinds if kind in scores) for scores in benign]
-        return (1 + sum(other >= score for other in highest)) / (1 + len(highest))
-
-    p_value = chance(seen[0].score) if seen else 1.0
+    p_value = _chance(seen[0].score, reference) if seen else 1.0
     classes = int((found.images > 0).sum())
     enough = classes >= FEWEST_CLASSES
     infected = enough and p_value <= LEVEL
-    above = [one for one in seen if infected and chance(one.score) <= LEVEL]
+    above = [one for one in seen if infected and _chance(one.score, reference) <= LEVEL]
     mode: Literal["all_to_one", "all_to_all"] | None = None
     targets: tuple[int, ...] = ()
     if infected:
@@ -153,7 +149,7 @@ def judge(found: Predictions, benign: Sequence[Mapping[Kind, float]] | None = No
         )
         # With a trigger for every label single ones stand out by their gap, too, often more than
         # the shift does; but no benign model has as much of a shift.
-        shifted = shift > pull and chance(shift, ["shift"]) <= LEVEL
+        shifted = shift > pull and _chance(shift, [scores["shift"] for scores in benign]) <= LEVEL
         many = sum(one.kind == "gap" for one in above) > _MANY * classes
         mode = "all_to_all" if shifted or many else "all_to_one"
     if mode == "all_to_one":
@@ -162,6 +158,11 @@ def judge(found: Predictions, benign: Sequence[Mapping[Kind, float]] | None = No
     return Verdict(
         infected, mode, targets, p_value, len(benign), clusters, enough, comparable, seen
     )
+
+
+def _chance(score: float, benign: Sequence[float]) -> float:
+    """The share of models like the benign ones with such a score or more, this one among them."""
+    return (1 + sum(other >= score for other in benign)) / (1 + len(benign))
 
 
 def evidence(found: Predictions) -> tuple[Evidence, ...]:

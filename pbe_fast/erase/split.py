@@ -264,9 +264,9 @@ def _harder(z: Floats, losses: Floats) -> _Mixture | None:
     if min(hard.sum(), (~hard).sum()) < _FOLDS:
         return None
     mixture = _two_gaussians(_towards(z, hard))
-    if not mixture or mixture.odds[hard].mean() < mixture.odds[~hard].mean():
+    if not mixture or not mixture.apart_again:
         return None
-    return mixture if mixture.apart_again else None
+    return mixture if mixture.odds[hard].mean() >= mixture.odds[~hard].mean() else None
 
 
 def _further(along: Floats) -> _Mixture | None:

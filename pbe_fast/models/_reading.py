@@ -24,6 +24,7 @@ __all__ = [
     "plain_dict",
     "read_checkpoint",
     "read_restricted",
+    "shown",
     "split_safetensors",
 ]
 
@@ -137,6 +138,17 @@ def plain_dict(value: object) -> dict[Any, Any] | None:
     return dict(type(value).items(value)) if isinstance(value, dict) else None
 
 
+def shown(value: object) -> str:
+    """What is out of a file, for a message; a text in up to 200 characters.
+
+    It is cut while it is made: lists that share their members take no room in a file, and have no
+    end when they are written out.
+    """
+    cut = reprlib.Repr()
+    cut.maxstring = 200
+    return cut.repr(value)[:200]
+
+
 def _dense(path: Path, content: Any) -> dict[str, Tensor]:
     entries = plain_dict(content)
     if not entries:
@@ -145,7 +157,7 @@ def _dense(path: Path, content: Any) -> dict[str, Tensor]:
             "state_dict() as safetensors."
         )
     wrong = [
-        f"{reprlib.repr(name):.80}: {type(value).__name__}"
+        f"{shown(name)}: {type(value).__name__}"
         for name, value in entries.items()
         if not isinstance(name, str) or type(value) not in (Tensor, nn.Parameter)
     ]

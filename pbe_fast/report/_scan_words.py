@@ -52,8 +52,8 @@ def verdict_words(verdict: Verdict, classes: Sequence[str] = ()) -> Words:
         headline = f"The model is infected: a trigger leads to label{plural} {listed}{more}"
     if strongest.kind == "gap":
         remark += " Photographs in series of the same few objects can look like that, too."
-    if strongest.kind == "pull":
-        remark += " So can a class that is much larger than the others."
+    elif strongest.kind == "pull":
+        remark += " In a benign model, a class that is much larger than the others looks so, too."
     remark = f"{evidence_words(strongest, classes)} {remark}"
     return Words("bad", "Infected", f"{headline}.", remark)
 

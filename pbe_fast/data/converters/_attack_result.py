@@ -6,7 +6,6 @@ hostile bytes (the state of a dtype can make an array take bytes for pointers to
 are not called: stand-ins of this module are, which take the bytes of numbers of a few known types.
 """
 
-import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -18,7 +17,7 @@ from torch import Tensor
 
 from pbe_fast.data.converters._common import refuse_escape
 from pbe_fast.errors import CheckpointError
-from pbe_fast.models._reading import named_tensors, plain_dict, read_restricted
+from pbe_fast.models._reading import named_tensors, plain_dict, read_restricted, shown
 
 __all__ = [
     "ATTACK_RESULT_NAME",
@@ -86,11 +85,6 @@ class AttackResult:
     test: PoisonedSet | None
 
 
-def _shown(value: object) -> str:
-    """For a message: cut while it is made, as lists that share their members have no end else."""
-    return reprlib.repr(value)[:200]
-
-
 def read_attack_result(folder: Path) -> AttackResult:
     """Read ``attack_result.pt`` in a result folder of BackdoorBench; nothing in it is run.
 
@@ -153,18 +147,18 @@ class _Reader:
     def integer(self, content: Mapping[Any, Any], name: str, low: int, high: int) -> int:
         value = content.get(name)
         if type(value) is not int or not low <= value <= high:
-            raise self.wrong(f"{name} is {_shown(value)}, not a number from {low} to {high}")
+            raise self.wrong(f"{name} is {shown(value)}, not a number from {low} to {high}")
         return value
 
     def image_size(self, content: Mapping[Any, Any]) -> int:
         sizes = content.get("img_size")
         plain = isinstance(sizes, list | tuple) and all(type(n) is int for n in sizes)
         if not plain or len(sizes) not in (2, 3):  # type: ignore[arg-type]  # a list by now
-            raise self.wrong(f"img_size is {_shown(sizes)}, not height, width and channels")
+            raise self.wrong(f"img_size is {shown(sizes)}, not height, width and channels")
         height, width, *channels = sizes  # type: ignore[misc]
         if height != width or channels not in ([], [3]) or not 1 <= height <= _MAX_IMAGE_SIZE:
             raise CheckpointError(
-                f"{self.path}: images are {_shown(sizes)}; only square ones of up to "
+                f"{self.path}: images are {shown(sizes)}; only square ones of up to "
                 f"{_MAX_IMAGE_SIZE} pixels and three channels can be "
                 "used."
             )
@@ -185,7 +179,7 @@ class _Reader:
         folder = PurePosixPath(saved).name
         if folder in ("", "..") or "\\" in saved or "\0" in saved:
             raise self.wrong(
-                f"{name}: save_folder_path is {_shown(saved)}, not the path of a folder"
+                f"{name}: save_folder_path is {shown(saved)}, not the path of a folder"
             )
         indicator = self.numbers(state.get("poison_indicator"), f"{name}: poison_indicator")
         members = self.numbers(state.get("original_index_array"), f"{name}: original_index_array")
@@ -215,13 +209,11 @@ class _Reader:
         parts = below.split("/")
         if below == recorded or "\\" in below or "\0" in below or {"", ".", ".."} & {*parts}:
             raise self.wrong(
-                f"{where}: the path {_shown(recorded)} does not lead below {_shown(saved)}"
+                f"{where}: the path {shown(recorded)} does not lead below {shown(saved)}"
             )
         right = isinstance(labels, list | tuple) and len(labels) == 2
         if not right or any(type(n) is not int or not 0 <= n < classes for n in labels):  # type: ignore[union-attr]
-            raise self.wrong(
-                f"{where}: other_info is {_shown(labels)}, not two of {classes} labels"
-            )
+            raise self.wrong(f"{where}: other_info is {shown(labels)}, not two of {classes} labels")
         return PoisonedImage(PurePosixPath(below), *labels)  # type: ignore[misc]
 
     def numbers(self, value: object, what: str) -> npt.NDArray[Any]:
@@ -245,7 +237,7 @@ class _Dtype:
 
     def plain(self) -> np.dtype[Any]:
         if self.code not in _CODES or self.order not in ("<", ">", "|", "="):
-            raise ValueError(f"an array of {_shown(self.code)}, not of plain numbers")
+            raise ValueError(f"an array of {shown(self.code)}, not of plain numbers")
         return np.dtype(f"{self.order}{self.code}")
 
 
@@ -259,7 +251,7 @@ class _Array:
         _, shape, dtype, _, data = state
         self.values = _from_bytes(dtype, data)
         if shape != self.values.shape:
-            raise ValueError(f"an array of shape {_shown(shape)} with {len(self.values)} numbers")
+            raise ValueError(f"an array of shape {shown(shape)} with {len(self.values)} numbers")
 
 
 def _scalar(dtype: object, data: object) -> int | float | bool:
