@@ -8,12 +8,14 @@ from typing import Any
 
 from bench._study import NAMES
 from bench._tables import table
+from bench.attacks import BENIGN
 
 __all__ = ["BLOCKS"]
 
 FEATURES = Path(__file__).parent / "results" / "appendix_features.json"
 PREDICTIONS = Path(__file__).parent / "results" / "appendix_predictions.json"
 CALIBRATION = Path(__file__).parent / "results" / "scan_calibration.json"
+CHECKS = Path(__file__).parent / "results" / "scan_checks.json"
 ATTACKS = {"badnets": "BadNets", "blend": "Blend", "wanet": "WaNet"}
 DATA = {
     "signs": "drawn signs",
@@ -159,13 +161,19 @@ CALIBRATED = {
     "signs20": "drawn signs, 20 classes",
     "gtsrb43": "GTSRB, 43 classes",
     "cifar10": "CIFAR-10",
+    "gtsrb_third": "GTSRB, a third of it",
+}
+CHECKED = {
+    **CALIBRATED,
+    "signs": "drawn signs, 10 classes, width 16",
+    "gtsrb": "GTSRB, width 16",
 }
 KINDS_OF_EVIDENCE = ("pull", "shift", "gap")
 KINDS_HEADS = [f">{kind}" for kind in KINDS_OF_EVIDENCE]
 
 
-def _calibration() -> list[dict[str, Any]]:
-    rows: list[dict[str, Any]] = json.loads(CALIBRATION.read_text(encoding="utf-8"))["rows"]
+def _rows(file: Path) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = json.loads(file.read_text(encoding="utf-8"))["rows"]
     return rows
 
 
@@ -181,49 +189,49 @@ def benign_table() -> str:
     is always the highest that exceeds the rest.
     """
     lines = []
-    every = [row for row in _calibration() if row["case"].startswith("benign")]
+    every = [row for row in _rows(CALIBRATION) if row["case"].startswith("benign")]
     for name, title in [*CALIBRATED.items(), ("", "all")]:
         rows = [row for row in every if name in ("", row["data"])]
         cells = [str(len(rows)), f"{100 * fmean(row['acc'] for row in rows):.1f}"]
         for kind in KINDS_OF_EVIDENCE:
             scores = [_evidence(row)[kind] for row in rows if kind in _evidence(row)]
             cells.append(f"{min(scores):.2f} to {max(scores):.2f}" if scores else "–")
-        cells.append(str(sum(_exceeds_others(row, every) for row in rows)))
+        cells.append(str(sum(row["beyond_other_data"] for row in rows)))
         lines.append([title, *cells])
     return table(["benign models of", ">models", ">ACC", *KINDS_HEADS, ">beyond other data"], lines)
 
 
-def _exceeds_others(row: Mapping[str, Any], every: list[dict[str, Any]]) -> bool:
-    """Whether it would be called infected if its data set had not been measured."""
-    others = [max(_evidence(one).values()) for one in every if one["data"] != row["data"]]
-    return max(_evidence(row).values()) > max(others)
+def _verdicts(file: Path) -> Callable[[], str]:
+    """What the verdict says of infected models, and of benign ones that it was not made with."""
 
+    def made() -> str:
+        heads = ["model of", "attack", "mode", ">ASR", *KINDS_HEADS, ">p", "verdict", "by"]
+        lines = []
+        for row in _rows(file):
+            attack, *plan = row["case"].split("-")
+            if attack == BENIGN and file == CALIBRATION:
+                continue
+            scores = _evidence(row)
+            mode = "–" if attack == BENIGN else (plan or ["all-to-one"])[0].replace("_", "-")
+            asr = f"{100 * row['asr']:.1f}" if "asr" in row else "–"
+            cells = [CHECKED[row["data"]], NAMES.get(attack, attack), mode, asr]
+            cells += [f"{scores[k]:.2f}" if k in scores else "–" for k in KINDS_OF_EVIDENCE]
+            told = row["verdict"]
+            cells += [f"{told['p_value']:.3f}", _told(told)]
+            cells.append(told["evidence"][0]["kind"] if told["infected"] else "–")
+            lines.append([*cells, _told(row["flows_alone"])])
+        return table([*heads, "by pull and shift alone"], lines)
 
-def verdicts_table() -> str:
-    """What the verdict says of infected models."""
-    heads = ["infected model", "attack", "mode", ">ASR", *KINDS_HEADS, ">p", "verdict", "by"]
-    lines = []
-    for row in _calibration():
-        attack, *plan, _ = row["case"].split("-")
-        if not plan:
-            continue
-        scores = _evidence(row)
-        cells = [CALIBRATED[row["data"]], NAMES[attack], plan[0].replace("_", "-")]
-        cells.append(f"{100 * row['asr']:.1f}")
-        cells += [f"{scores[kind]:.2f}" if kind in scores else "–" for kind in KINDS_OF_EVIDENCE]
-        told = row["verdict"]
-        cells += [f"{told['p_value']:.3f}", _told(told)]
-        cells.append(told["evidence"][0]["kind"] if told["infected"] else "–")
-        lines.append([*cells, _told(row["flows_alone"])])
-    return table([*heads, "by pull and shift alone"], lines)
+    return made
 
 
 def _told(verdict: Mapping[str, Any]) -> str:
+    wrong = "" if verdict["right"] else " (wrong)"
     if not verdict["infected"]:
-        return "not found"
+        return f"not found{wrong}"
     mode = verdict["mode"].replace("_", "-")
     targets = ", ".join(map(str, verdict["targets"]))
-    return f"{mode}{f' to {targets}' if targets else ''}{'' if verdict['right'] else ' (wrong)'}"
+    return f"{mode}{f' to {targets}' if targets else ''}{wrong}"
 
 
 def _pair(row: Mapping[str, Any], kind: str) -> dict[str, Any]:
@@ -248,5 +256,6 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "predictions": predictions_table,
     "predictions-figures": figures_table,
     "verdict-benign": benign_table,
-    "verdict-infected": verdicts_table,
+    "verdict-infected": _verdicts(CALIBRATION),
+    "verdict-checks": _verdicts(CHECKS),
 }

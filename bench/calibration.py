@@ -7,30 +7,60 @@ a kind of their own. Each model is scanned with the images that it was trained o
 scan``). What the benign ones show is kept where the verdict finds it,
 ``pbe_fast/analysis/benign.json``, once all of them were scanned, and all with what the verdict says
 in ``bench/results/scan_calibration.json``; there a benign model is judged by the others.
+
+Their classes are of like sizes, and not all data are. Beside them stand benign models of the study
+on a third of GTSRB, which are well trained and whose classes are as unequal as that data set's::
+
+    python -m bench.calibration --benign runs/study/gtsrb_third/benign-{0,1,2}
+
+Models that the verdict was not made with are its test, in ``bench/results/scan_checks.json``::
+
+    python -m bench.calibration runs/study/gtsrb_third/*
 """
 
+import argparse
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from bench._setup import facts, write_json
+import torch
+from rich.console import Console
+
+from bench._setup import keep_rows, merged, write_json
 from bench.attacks import BENIGN, TARGET
 from bench.study import Case, DataSet, prepare, run_case
 from pbe_fast import ScanConfig, load_config, scan
+from pbe_fast._yaml import parse_yaml
 from pbe_fast.analysis.predictions import PREDICTIONS_NAME, read_predictions
-from pbe_fast.analysis.verdict import judge
+from pbe_fast.analysis.verdict import benign_scores, judge
 from pbe_fast.data import MANIFEST_NAME, Sample, write_shards
 from pbe_fast.data.converters import read_image_folder
 from pbe_fast.progress import Progress
 from pbe_fast.randomness import permutation
 from pbe_fast.train import MODEL_NAME
+from pipelines._console import progress_bars
 
-__all__ = ["DATA", "OUT", "PLAIN", "cases", "clean_shards", "collect", "keep", "reference", "run"]
+__all__ = [
+    "CHECKS",
+    "DATA",
+    "OUT",
+    "PLAIN",
+    "cases",
+    "clean_shards",
+    "collect",
+    "keep",
+    "keep_reference",
+    "keep_verdicts",
+    "reference",
+    "run",
+    "scan_case",
+]
 
 OUT = Path("bench/results/scan_calibration.json")
+CHECKS = Path("bench/results/scan_checks.json")
 
 WIDTH = 8
 PLAIN = {"precision": "float32", "memory_format": "channels_last"}  # nothing that is measured
@@ -104,60 +134,123 @@ def clean_shards(folder: Path, images: Path, data: DataSet) -> Path:
 def run(folder: Path, shards: Path, data: DataSet, case: Case, progress: Progress) -> None:
     """Train and scan one model, in a run directory each; what is finished is not done again."""
     run_case(folder, shards, data, case, "cpu", progress)
-    here = folder / data.name / case.name
+    scan_case(folder / data.name / case.name, progress)
+
+
+def scan_case(here: Path, progress: Progress) -> None:
+    """Scan the model of a case with the images that it was trained on."""
+    trained = parse_yaml((here / "model" / "config.yaml").read_text("utf-8"))
+    poisoned = here / "poisoned"
+    clean = here.parents[1] / f"{here.parent.name}-clean" / "train"
     values = {
         "model.checkpoint": here / "model" / MODEL_NAME,
-        "data.train": shards / "train" if case.attack == BENIGN else here / "poisoned",
+        "data.train": poisoned if poisoned.exists() else clean,
+        "data.image_size": trained["data"]["image_size"],
         "device": "cpu",
         **PLAIN,
     }
     scan(load_config(ScanConfig, values=values), here / "scan", progress)
 
 
-def reference(folder: Path) -> list[dict[str, Any]]:
-    """The strongest evidence of each kind in every benign model that was scanned."""
+def reference(cases: Iterable[Path]) -> list[dict[str, Any]]:
+    """The strongest evidence of each kind in every benign model among these cases."""
     rows = []
-    for file in sorted(folder.glob(f"*/{BENIGN}-*/scan/{PREDICTIONS_NAME}")):
-        scores = {one.kind: one.score for one in judge(read_predictions(file), []).strongest}
-        rows.append({"data": file.parts[-4], "case": file.parts[-3], "scores": scores})
+    for here in cases:
+        if here.name.startswith(BENIGN):
+            found = read_predictions(here / "scan" / PREDICTIONS_NAME)
+            scores = {one.kind: one.score for one in judge(found, []).strongest}
+            rows.append({"data": here.parent.name, "case": here.name, "scores": scores})
     return rows
 
 
-def collect(folder: Path, benign: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """What the verdict says of every model that was scanned, with and without clusters."""
+def collect(cases: Iterable[Path], benign: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What the verdict says of models that were scanned, with and without clusters."""
     rows = []
-    for file in sorted(folder.glob(f"*/*/scan/{PREDICTIONS_NAME}")):
-        data, case = file.parts[-4], file.parts[-3]
-        trained = json.loads((file.parents[1] / "model" / "metrics.json").read_text("utf-8"))
+    for here in cases:
+        data, case = here.parent.name, here.name
+        trained = json.loads((here / "model" / "metrics.json").read_text("utf-8"))
         others = [row for row in benign if (row["data"], row["case"]) != (data, case)]
-        found = read_predictions(file)
+        found = read_predictions(here / "scan" / PREDICTIONS_NAME)
         row = {"data": data, "case": case, **trained["test"], "images": len(found.labels)}
         for name, one in (("verdict", found), ("flows_alone", found.without_clusters())):
             verdict = judge(one, [other["scores"] for other in others])
             row[name] = asdict(verdict) | {"evidence": [asdict(e) for e in verdict.strongest]}
             row[name]["right"] = right(case, verdict.mode, verdict.targets)
+        # Of the models of its own kind, one is always the highest.
+        strangers = [other["scores"] for other in others if other["data"] != data]
+        row["beyond_other_data"] = judge(found, strangers).p_value * (1 + len(strangers)) < 1.5
         rows.append(row)
     return rows
 
 
 def keep(folder: Path, out: Path) -> None:
     """Write what was seen of all models, and the benign ones for the verdict; nothing of a part."""
-    wanted = [folder / data.name / case.name / "scan" / PREDICTIONS_NAME for data, case in cases()]
-    missing = sum(not file.exists() for file in wanted)
+    wanted = [folder / data.name / case.name for data, case in cases()]
+    missing = sum(not (here / "scan" / PREDICTIONS_NAME).exists() for here in wanted)
     if missing:
         print(f"{missing} of {len(wanted)} models are not scanned; {out.name} stays as it is")
         return
-    benign = reference(folder)
-    place = Path(str(files("pbe_fast.analysis").joinpath("benign.json")))
-    write_json(place, {"rows": benign})
-    content = {**facts("cpu"), "rows": collect(folder, benign)}
-    content["command"] = "python -m bench.appendix runs/appendix --images IMAGES"
-    write_json(out, content)
+    keep_reference(wanted)
+    keep_verdicts(wanted, out)
+
+
+def keep_reference(cases: Iterable[Path]) -> None:
+    """Write the benign models among these for the verdict, beside those that it has of others."""
+    place = _benign_file()
+    write_json(place, {"rows": merged(_rows(place), reference(cases), "data", "case")})
+    benign_scores.cache_clear()
+
+
+def keep_verdicts(cases: Iterable[Path], out: Path) -> None:
+    """Write what the verdict says of these models, beside the others that the file has."""
+    rows = collect(cases, _rows(_benign_file()))
+    commands = (
+        "bench.appendix runs/appendix --images IMAGES",
+        "bench.calibration [--benign] runs/study/gtsrb_third/*",
+    )
+    keep_rows(out, "rows", rows, ("data", "case"), "cpu", commands)
+
+
+def _benign_file() -> Path:
+    return Path(str(files("pbe_fast.analysis").joinpath("benign.json")))
+
+
+def _rows(file: Path) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = json.loads(file.read_text("utf-8"))["rows"]
+    return rows
 
 
 def right(case: str, mode: str | None, targets: tuple[int, ...]) -> bool:
     """Whether a verdict says of a model what was done to it."""
-    attack, *plan, _ = case.split("-")
+    attack, *plan = case.split("-")
     if attack == BENIGN:
         return mode is None
-    return mode == plan[0] and (mode != "all_to_one" or targets == (TARGET,))
+    wanted = plan[0] if plan else "all_to_one"
+    return mode == wanted and (mode != "all_to_one" or targets == (TARGET,))
+
+
+def main() -> None:
+    """Parse the command line, scan, and keep what is said."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("cases", type=Path, nargs="+", help="folders with a 'model' each")
+    parser.add_argument(
+        "--benign", action="store_true", help="take them for the verdict, and not for its test"
+    )
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    cases = [case.resolve() for case in options.cases]
+    if options.benign and not all(case.name.startswith(BENIGN) for case in cases):
+        parser.error("--benign takes benign models alone")
+    with progress_bars(Console()) as progress:
+        for case in cases:
+            progress.say(f"{case.parent.name}/{case.name}")
+            scan_case(case, progress)
+    if options.benign:
+        keep_reference(cases)
+    keep_verdicts(cases, OUT if options.benign else CHECKS)
+
+
+if __name__ == "__main__":
+    main()

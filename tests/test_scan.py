@@ -168,7 +168,7 @@ def test_kinds_are_found_by_the_activations_of_all_images(
         np.testing.assert_allclose(features.astype(float), rows.astype(float), atol=2e-2)
         np.testing.assert_array_equal(labels, data.manifest.labels)
         odds = np.where(third, 50, -50).astype(np.float32)
-        return Split(odds, np.zeros(len(labels), bool), (ClassSplit(1, 0.3, 2.0, 6.0),))
+        return Split(odds, np.zeros(len(labels), bool), (ClassSplit(1, 100, 0.3, 2.0, 6.0),))
 
     # The function hides the module of its name.
     monkeypatch.setattr(sys.modules["pbe_fast.scan"], "split_classes", split)

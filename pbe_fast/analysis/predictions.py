@@ -200,6 +200,7 @@ def read_predictions(path: Path) -> Predictions:
 def _class_split(content: Any, classes: int) -> ClassSplit:
     split = ClassSplit(
         int(content["label"]),
+        int(content["images"]),
         *(float(content[name]) for name in ("share", "gain", "separation")),
     )
     if not 0 <= split.label < classes:

@@ -1,11 +1,12 @@
 """Is a model infected, and to which label: a verdict from where its adversarial examples go.
 
-Three things are measured; what each would be without a backdoor was measured on benign models.
+Three things are measured, in units in which the highest of benign models are about as high.
 
 *Pull* (appendix B of Mu et al., CVPR 2023). With a trigger for one label, untargeted adversarial
 examples of every class fall to it, where likeness draws those of a few. So of each other class the
 share that is given the label, beside an even spread; as the mean of logarithms, to which one class
-that looks like the label adds little.
+that looks like the label adds little, and as a part of the most that it can be, the logarithm of
+the number of other classes: in benign models, too, it grows with their number.
 
 *Shift.* The same for the label that lies so many places after an image's own, which is what an
 all-to-all backdoor gives.
@@ -15,20 +16,21 @@ model (:mod:`pbe_fast.erase.split`), and so do photographs of one thing; but tri
 also much harder to perturb than the others of their label, or much easier. So of each label that
 falls apart, the nats by which two kinds explain its activations better than one, times the distance
 of the two kinds' margins, as they are or under the smallest perturbation, in standard deviations;
-as a logarithm. This sees backdoors, BadNets' above all, whose trigger is too strong for a small
-perturbation to make or to break, so that no adversarial example falls to its label.
+as log(1 + that). This sees backdoors, BadNets' above all, whose trigger is too strong for a small
+perturbation to make or to break, so that no adversarial example falls to its label. A kind of fewer
+than 20 images does not count: a few photographs of one thing are such a kind.
 
 That many labels are two kinds of images says nothing: of benign models that were trained on
 photographs of a few physical things, nearly half of the labels are.
 
-The verdict is a conformal test (Vovk et al. 2005): a model is called infected where what is seen
-exceeds what was seen of benign models, of which as few as one in twenty may exceed it. There is
-none for fewer classes than they had: a mean over few classes is large by chance, one class is a
-large share of all, and the logarithm of an even spread is the most that *pull* and *shift* can
-reach.
+The verdict is a conformal test (Vovk et al. 2005): a model is called infected where the largest of
+the three exceeds that of benign models, of which as few as one in twenty may exceed it. There is
+none for fewer classes than they had: a mean over few classes is large by chance, and one class is a
+large share of all.
 """
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -59,7 +61,10 @@ BENIGN_EPS_255 = (2.0, 8.0, 16.0)  # sizes at which they were scanned
 FEWEST_CLASSES = 10  # with images; no benign model had fewer
 _SMOOTH = 0.5  # images added to every cell
 _FEWEST = 8  # images of a cluster whose margins are compared
+_TELLING = 20  # images of a cluster, among all of its class
 _TINY = 1e-9
+# So that the three are alike in benign models: the highest of 23 were 0.33, 0.31 and 0.34.
+_UNITS: Mapping[Kind, float] = {"pull": 1.0, "shift": 2.0, "gap": 2 / 7}
 _MANY = 1 / 2  # of the classes that stand out by their gaps speak of a trigger for all
 
 
@@ -69,16 +74,18 @@ class Evidence:
 
     Attributes:
         kind: see the module.
-        score: a logarithm.
+        score: the same.
         label: that the attacker would want, or for *shift* how many places it lies after an image's
             own.
         eps_255: the size of the perturbations that showed it; None where none did.
+        times: how much more often than evenly, on average over the classes; None for *gap*.
     """
 
     kind: Kind
     score: float
     label: int
     eps_255: float | None = None
+    times: float | None = None
 
 
 @dataclass(frozen=True)
@@ -143,13 +150,14 @@ def judge(found: Predictions, benign: Sequence[Mapping[Kind, float]] | None = No
     mode: Literal["all_to_one", "all_to_all"] | None = None
     targets: tuple[int, ...] = ()
     if infected:
-        pull, shift = (
-            max((one.score for one in seen if one.kind == kind), default=-np.inf)
-            for kind in ("pull", "shift")
-        )
+        times = {one.kind: one.times or 0.0 for one in reversed(seen)}  # of the strongest
+        shift = max((one.score for one in seen if one.kind == "shift"), default=-np.inf)
         # With a trigger for every label single ones stand out by their gap, too, often more than
         # the shift does; but no benign model has as much of a shift.
-        shifted = shift > pull and _chance(shift, [scores["shift"] for scores in benign]) <= LEVEL
+        shifted = (
+            times.get("shift", 0.0) > times.get("pull", 0.0)
+            and _chance(shift, [scores["shift"] for scores in benign]) <= LEVEL
+        )
         many = sum(one.kind == "gap" for one in above) > _MANY * classes
         mode = "all_to_all" if shifted or many else "all_to_one"
     if mode == "all_to_one":
@@ -175,6 +183,11 @@ def evidence(found: Predictions) -> tuple[Evidence, ...]:
     if found.second is not None:
         seen += _gaps(found)
     return tuple(sorted(seen, key=lambda one: (-one.score, one.kind, one.label)))
+
+
+def _most(found: Predictions) -> float:
+    """What *pull* and *shift* are parts of: the logarithm for a label that is always given."""
+    return math.log(max(2, len(found.classes) - 1))
 
 
 def _relative(found: Predictions) -> Floats:
@@ -203,12 +216,13 @@ def _shifts(found: Predictions, relative: Floats) -> list[Evidence]:
 
 def _strongest(kind: Kind, scores: Floats, found: Predictions, first: int = 0) -> list[Evidence]:
     """Of ``(E, labels)`` the size with the largest score, for each label that has one."""
-    known = np.flatnonzero(np.isfinite(scores).all(0))
-    return [
-        Evidence(kind, float(scores[size, i]), first + int(i), found.eps_255[size])
-        for i in known
-        for size in [int(scores[:, i].argmax())]
-    ]
+    seen = []
+    for i in np.flatnonzero(np.isfinite(scores).all(0)).tolist():
+        size = int(scores[:, i].argmax())
+        log = float(scores[size, i])
+        score = _UNITS[kind] * log / _most(found)
+        seen.append(Evidence(kind, score, first + i, found.eps_255[size], math.exp(log)))
+    return seen
 
 
 def _gaps(found: Predictions) -> list[Evidence]:
@@ -219,7 +233,7 @@ def _gaps(found: Predictions) -> list[Evidence]:
         here = found.labels == split.label
         kinds = [found.margins[here & part].astype(np.float64)
                  for part in (found.second, ~found.second)]  # fmt: skip
-        if min(map(len, kinds)) < _FEWEST:
+        if min(map(len, kinds)) < _FEWEST or split.share * split.images < _TELLING - 0.5:
             continue
         first, other = kinds  # (n, 1 + E)
         squares = sum(((kind - kind.mean(0)) ** 2).sum(0) for kind in kinds)
@@ -227,7 +241,7 @@ def _gaps(found: Predictions) -> list[Evidence]:
         distance = np.abs(first.mean(0) - other.mean(0)) / deviation
         # Larger perturbations part photographs of one thing from the others, too.
         size = int(distance[:2].argmax())
-        score = float(np.log(max(split.gain * distance[size], _TINY)))
+        score = _UNITS["gap"] * float(np.log1p(split.gain * distance[size]))
         seen.append(Evidence("gap", score, split.label, (None, *found.eps_255)[size]))
     return seen
 

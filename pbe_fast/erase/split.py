@@ -51,12 +51,14 @@ class ClassSplit:
 
     Attributes:
         label: the class.
+        images: of it.
         share: of its images that are in the smaller cluster.
         gain: nats by image that two Gaussians explain better than one.
         separation: Ashman's D of the two clusters.
     """
 
     label: int
+    images: int
     share: float
     gain: float
     separation: float
@@ -211,7 +213,7 @@ class _Space:
         for label, ids in self.members.items():
             log_odds[ids] = found[label].odds.clip(-_MOST, _MOST) if label in found else -_MOST
         classes = (
-            ClassSplit(label, float((m.odds > 0).mean()), m.gain, m.separation)
+            ClassSplit(label, len(m.odds), float((m.odds > 0).mean()), m.gain, m.separation)
             for label, m in found.items()
         )
         return Split(log_odds, np.zeros(len(log_odds), bool), tuple(classes))

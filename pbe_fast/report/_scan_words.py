@@ -1,6 +1,5 @@
 """The verdict of a scan in words."""
 
-import math
 from collections.abc import Sequence
 
 from pbe_fast.analysis.verdict import BENIGN_EPS_255, FEWEST_CLASSES, Evidence, Verdict
@@ -60,7 +59,7 @@ def verdict_words(verdict: Verdict, classes: Sequence[str] = ()) -> Words:
 
 def evidence_words(one: Evidence, classes: Sequence[str] = ()) -> str:
     """What was seen, as a sentence."""
-    times = f"{math.exp(one.score):.1f} times"
+    times = "" if one.times is None else f"{one.times:.1f} times"
     label = class_words(one.label, classes)
     size = "" if one.eps_255 is None else f" at eps {one.eps_255:g}/255"
     match one.kind:

@@ -133,7 +133,7 @@ def test_it_is_read_as_it_was_written(tmp_path: Path) -> None:
 
 
 def test_kinds_of_images_are_read_as_they_were_written(tmp_path: Path) -> None:
-    split = (ClassSplit(2, 0.25, 1.5, 6.0),)
+    split = (ClassSplit(2, 100, 0.25, 1.5, 6.0),)
     second = np.array([False, True])
     found = replace(_predictions([0, 2], [[0, 1], [2, 2]], 3), second=second, split=split)
     path = tmp_path / "predictions.parquet"
@@ -143,7 +143,7 @@ def test_kinds_of_images_are_read_as_they_were_written(tmp_path: Path) -> None:
     np.testing.assert_array_equal(again.second, second)
     assert again.without_clusters().second is None
     # Of a class that is not there.
-    other = replace(found, split=(ClassSplit(3, 0.25, 1.5, 6.0),))
+    other = replace(found, split=(ClassSplit(3, 100, 0.25, 1.5, 6.0),))
     write_predictions(path, other, _strings(found.labels), _strings(found.labels))
     with pytest.raises(RunDirectoryError, match="none of the classes"):
         read_predictions(path)

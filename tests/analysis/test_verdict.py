@@ -24,6 +24,7 @@ from pbe_fast.analysis.verdict import (
 from pbe_fast.erase.split import ClassSplit
 
 CLASSES, EACH = 10, 40
+MOST = math.log(CLASSES - 1)
 Goes = Callable[[int, int], int]  # label and number of an image, to the label its example gets
 
 
@@ -40,7 +41,7 @@ def _scan(
         np.stack([labels, gone], 1),
         np.zeros((len(labels), 2), np.float32),
         second,
-        tuple(ClassSplit(k, 0.5, 1.0, 5.0) for k in split),
+        tuple(ClassSplit(k, EACH, 0.5, 1.0, 5.0) for k in split),
     )
 
 
@@ -52,7 +53,7 @@ def _of(found: Predictions, kind: str) -> Evidence:
     return next(one for one in evidence(found) if one.kind == kind)
 
 
-BENIGN = tuple({"pull": 0.5 * i / 19, "shift": 0.3} for i in range(20))
+BENIGN = tuple({"pull": 0.25 * i / 19, "shift": 0.2} for i in range(20))
 
 
 # where adversarial examples go
@@ -69,7 +70,8 @@ def test_a_label_that_draws_all_classes_is_the_target() -> None:
     found = _scan(lambda k, i: 3 if k != 3 and i % 2 else _evenly(k, i))
     pull = _of(found, "pull")
     assert (pull.label, pull.eps_255) == (3, 8.0)
-    assert pull.score > math.log(4)
+    assert pull.times == pytest.approx(math.exp(MOST * pull.score))
+    assert 4 < pull.times < 5
     said = judge(found, BENIGN)
     assert (said.infected, said.mode, said.targets) == (True, "all_to_one", (3,))
     assert said.p_value == pytest.approx(1 / 21)
@@ -99,15 +101,17 @@ def test_a_shift_that_no_benign_model_has_is_all_to_all_where_a_label_stands_out
     gone = _scan(lambda k, i: (k + 1) % CLASSES if i % 13 == 0 else _evenly(k, i))
     found = replace(_kinds(2.0, (4.0, -4.0)), predicted=gone.predicted)
     shift = _of(found, "shift").score
-    assert _of(found, "pull").score < shift < 0.6
+    assert _of(found, "pull").score < shift < 0.5
     for benign_shift, mode in ((shift - 0.01, "all_to_all"), (shift, "all_to_one")):
-        said = judge(found, [{"pull": 0.6, "shift": benign_shift}] * 20)
+        said = judge(found, [{"pull": 0.5, "shift": benign_shift}] * 20)
         assert (said.mode, said.targets) == (mode, (4,) if mode == "all_to_one" else ())
 
 
 def test_a_stronger_pull_than_shift_is_all_to_one() -> None:
     found = _scan(lambda k, i: (3 if k != 3 else 4) if i % 5 < 3 else (k + 1) % CLASSES)
-    assert BENIGN[-1]["pull"] < _of(found, "shift").score < _of(found, "pull").score
+    pull, shift = _of(found, "pull"), _of(found, "shift")
+    assert pull.score < shift.score, "in their units"
+    assert (shift.times or 0) < (pull.times or 0)
     said = judge(found, BENIGN)
     assert (said.mode, said.targets) == ("all_to_one", (3,))
 
@@ -115,8 +119,9 @@ def test_a_stronger_pull_than_shift_is_all_to_one() -> None:
 def test_a_score_as_high_as_a_benign_one_can_name_a_label() -> None:
     """Of 40 benign models one may exceed it at the level of one in twenty."""
     found = _scan(lambda k, i: 3 if k != 3 and i % 2 else _evenly(k, i))
-    high = ({"pull": 9.0, "shift": 0.0},)
+    high = ({"pull": 0.9, "shift": 0.0},)
     said = judge(found, (*BENIGN, *BENIGN[1:], *high))
+    assert said.evidence[0].score < 0.9
     assert said.p_value == pytest.approx(2 / 41)
     assert (said.infected, said.mode, said.targets) == (True, "all_to_one", (3,))
 
@@ -139,10 +144,25 @@ def test_by_hand() -> None:
     labels = np.array([0, 0, 1, 1, 1, 1], np.int32)
     predicted = np.array([[0, 0], [0, 0], [1, 0], [1, 1], [1, 1], [1, 1]], np.int32)
     found = Predictions(("a", "b"), (2.0,), labels, predicted, np.zeros((6, 2), np.float32))
-    scores = {(one.kind, one.label): one.score for one in evidence(found)}
-    assert scores["pull", 0] == pytest.approx(math.log(1.5 / 5))
-    assert scores["pull", 1] == pytest.approx(math.log(0.5 / 3))
-    assert scores["shift", 1] == pytest.approx((math.log(1.5 / 5) + math.log(0.5 / 3)) / 2)
+    times = {(one.kind, one.label): one.times for one in evidence(found)}
+    assert times["pull", 0] == pytest.approx(1.5 / 5)
+    assert times["pull", 1] == pytest.approx(0.5 / 3)
+    assert times["shift", 1] == pytest.approx(math.sqrt(1.5 / 5 * 0.5 / 3))
+
+
+def test_by_hand_of_four_classes() -> None:
+    # Of each of four labels three images, of which two are given the next label and one stays.
+    labels = np.repeat(np.arange(4, dtype=np.int32), 3)
+    gone = np.where(np.arange(12) % 3, (labels + 1) % 4, labels)
+    found = Predictions(
+        tuple("abcd"), (2.0,), labels, np.stack([labels, gone], 1),
+        np.zeros((12, 2), np.float32),
+    )  # fmt: skip
+    of = {(one.kind, one.label): one for one in evidence(found)}
+    drawn, other = math.log(2.5 / 5 * 3), math.log(0.5 / 5 * 3)
+    assert of["shift", 1].score == pytest.approx(2 * drawn / math.log(3))
+    assert of["shift", 1].times == pytest.approx(1.5)
+    assert of["pull", 0].score == pytest.approx((drawn + 2 * other) / 3 / math.log(3))
 
 
 def test_classes_without_images_say_nothing() -> None:
@@ -160,14 +180,20 @@ def test_classes_without_images_say_nothing() -> None:
 # two kinds of images in a label
 
 
-def _kinds(gain: float, margins: tuple[float, float], images: int = EACH // 2) -> Predictions:
-    """Some images of label 4 are one kind, the rest another; by their margin when perturbed."""
+def _kinds(
+    gain: float, margins: tuple[float, float], images: int = EACH // 2, of: int = 1000
+) -> Predictions:
+    """Some images of label 4 are one kind, the rest another; by their margin when perturbed.
+
+    Args:
+        of: images of the label, of which these are a part.
+    """
     first = 4 * EACH + np.arange(images)
     second = np.isin(np.arange(CLASSES * EACH), first)
     found = _scan(_evenly, second=second, split=(4,))
     noise = np.random.default_rng(0).normal(0, 1, (len(second), 2)).astype(np.float32)
     noise[:, 1] += np.where(second, *margins)
-    return replace(found, margins=noise, split=(ClassSplit(4, images / EACH, gain, 5.0),))
+    return replace(found, margins=noise, split=(ClassSplit(4, of, images / EACH, gain, 5.0),))
 
 
 @pytest.mark.parametrize("margins", [(4.0, -4.0), (-4.0, 4.0)])
@@ -175,7 +201,7 @@ def test_two_kinds_that_differ_in_both_ways_are_a_trigger(margins: tuple[float, 
     found = _kinds(2.0, margins)
     gap = _of(found, "gap")
     assert (gap.label, gap.eps_255) == (4, 8.0)
-    assert gap.score == pytest.approx(math.log(2 * 8), abs=0.2)
+    assert gap.score == pytest.approx(math.log(1 + 2 * 8) * 2 / 7, abs=0.05)
     said = judge(found, BENIGN)
     assert (said.mode, said.targets, said.clusters) == ("all_to_one", (4,), True)
     assert not judge(found.without_clusters(), BENIGN).infected
@@ -190,18 +216,25 @@ def test_margins_count_as_they_are_and_at_the_smallest_size_alone() -> None:
         found, eps_255=(2.0, 8.0), predicted=np.c_[found.predicted, found.predicted[:, 1]]
     )
     gap = _of(replace(more, margins=margins + clean.T), "gap")
-    assert (gap.eps_255, gap.score) == (None, pytest.approx(math.log(2 * 6), abs=0.3))
-    assert _of(replace(more, margins=margins + large.T), "gap").score < math.log(2)
+    assert (gap.eps_255, gap.score) == (None, pytest.approx(math.log(1 + 2 * 6) * 2 / 7, abs=0.1))
+    assert _of(replace(more, margins=margins + large.T), "gap").score < math.log(3) * 2 / 7
 
 
 def test_one_of_the_two_differences_alone_is_not() -> None:
-    assert _of(_kinds(0.2, (4.0, -4.0)), "gap").score < math.log(2)
-    assert _of(_kinds(2.0, (0.1, -0.1)), "gap").score < 0
+    assert _of(_kinds(0.2, (4.0, -4.0)), "gap").score < math.log(3) * 2 / 7
+    assert _of(_kinds(2.0, (0.1, -0.1)), "gap").score < math.log(2) * 2 / 7
 
 
 @pytest.mark.parametrize(("images", "counts"), [(7, False), (8, True)])
 def test_too_few_images_of_a_kind_are_no_evidence(images: int, counts: bool) -> None:
     seen = evidence(_kinds(2.0, (4.0, -4.0), images))
+    assert [one.label for one in seen if one.kind == "gap"] == [4] * counts
+
+
+@pytest.mark.parametrize(("of", "counts"), [(38, False), (40, True)])
+def test_photographs_of_one_thing_are_no_evidence(of: int, counts: bool) -> None:
+    """A kind of half of an image's label, with 19 or 20 among all of them."""
+    seen = evidence(_kinds(2.0, (4.0, -4.0), of=of))
     assert [one.label for one in seen if one.kind == "gap"] == [4] * counts
 
 
@@ -219,7 +252,7 @@ def test_gaps_of_more_than_half_of_the_labels_are_all_to_all(labels: int, mode: 
     second = np.tile(np.arange(EACH) < EACH // 2, CLASSES)
     found = _scan(_evenly, second=second)
     margins = np.random.default_rng(0).normal(0, 1, (len(second), 2)) + 8 * second[:, None]
-    split = tuple(ClassSplit(k, 0.5, 2.0, 5.0) for k in range(labels))
+    split = tuple(ClassSplit(k, EACH, 0.5, 2.0, 5.0) for k in range(labels))
     said = judge(replace(found, margins=margins.astype(np.float32), split=split), BENIGN)
     assert said.mode == mode
     assert set(said.targets) == (set(range(labels)) if mode == "all_to_one" else set())
@@ -230,7 +263,7 @@ def test_gaps_of_more_than_half_of_the_labels_are_all_to_all(labels: int, mode: 
 
 def _pulled(score: float, monkeypatch: pytest.MonkeyPatch) -> Predictions:
     """A scan whose strongest evidence has a given score."""
-    monkeypatch.setattr(module, "evidence", lambda _: (Evidence("pull", score, 0, 8.0),))
+    monkeypatch.setattr(module, "evidence", lambda _: (Evidence("pull", score, 0, 8.0, 2.0),))
     return _scan(_evenly)
 
 
@@ -250,9 +283,9 @@ def test_few_benign_models_are_called_infected(scores: list[float]) -> None:
 
 
 def test_as_much_as_a_benign_model_is_not_more(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert not judge(_pulled(0.5, monkeypatch), BENIGN).infected
-    assert judge(_pulled(0.5, monkeypatch), BENIGN).p_value == pytest.approx(2 / 21)
-    assert judge(_pulled(0.501, monkeypatch), BENIGN).infected
+    assert not judge(_pulled(0.25, monkeypatch), BENIGN).infected
+    assert judge(_pulled(0.25, monkeypatch), BENIGN).p_value == pytest.approx(2 / 21)
+    assert judge(_pulled(0.251, monkeypatch), BENIGN).infected
     # Of 19 models even the most extreme cannot be told from one in twenty, but for a hair.
     assert judge(_pulled(9.0, monkeypatch), BENIGN[:18]).p_value == pytest.approx(1 / 19)
     assert not judge(_pulled(9.0, monkeypatch), BENIGN[:18]).infected

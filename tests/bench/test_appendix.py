@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from PIL import Image
@@ -12,6 +14,7 @@ from bench import appendix, appendix_features, appendix_predictions, calibration
 from bench.appendix import Job, measurements, models, work_off
 from bench.attacks import BENIGN
 from bench.study import Case
+from pbe_fast.analysis.predictions import PREDICTIONS_NAME, Predictions, write_predictions
 from pbe_fast.data.manifest import Manifest
 from pbe_fast.progress import Silent
 
@@ -31,7 +34,7 @@ def test_every_model_that_is_measured_is_made_once(
     for module in (appendix, appendix_predictions, calibration):
         monkeypatch.setattr(module, "run_case", run_case)
     monkeypatch.setattr(appendix_predictions, "large_model", large_model)
-    monkeypatch.setattr(calibration, "scan", lambda *_: None)
+    monkeypatch.setattr(calibration, "scan_case", lambda *_: None)
     monkeypatch.setattr(calibration, "clean_shards", lambda folder, *_: folder)
     monkeypatch.setattr(appendix_features, "large_shards", lambda folder: folder)
     for job in models(tmp_path, tmp_path):
@@ -91,22 +94,73 @@ def test_a_job_that_fails_ends_the_work() -> None:
 def test_a_part_of_the_models_is_not_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, missing: int
 ) -> None:
-    for data, case in list(calibration.cases())[missing:]:
-        file = tmp_path / data.name / case.name / "scan" / "predictions.parquet"
-        file.parent.mkdir(parents=True)
-        file.touch()
-    monkeypatch.setattr(calibration, "reference", lambda _: [{"case": "a"}])
-    monkeypatch.setattr(calibration, "collect", lambda *_: [{"case": "b"}])
-    monkeypatch.setattr(calibration, "files", lambda _: tmp_path)
-    kept = {tmp_path / "benign.json": "a", tmp_path / "out.json": "b"}
-    for file in kept:
-        file.write_text("as before")
+    wanted = [tmp_path / data.name / case.name for data, case in calibration.cases()]
+    for here in wanted[missing:]:
+        (here / "scan").mkdir(parents=True)
+        (here / "scan" / PREDICTIONS_NAME).touch()
+    given: list[list[Path]] = []
+    monkeypatch.setattr(calibration, "keep_reference", given.append)
+    monkeypatch.setattr(calibration, "keep_verdicts", lambda cases, _: given.append(cases))
     calibration.keep(tmp_path, tmp_path / "out.json")
-    for file, name in kept.items():
-        if missing:
-            assert file.read_text() == "as before"
-        else:
-            assert json.loads(file.read_text())["rows"] == [{"case": name}]
+    assert given == ([] if missing else [wanted, wanted])
+
+
+def _scanned(folder: Path, goes_to_next: bool) -> Path:
+    """A case of ten classes that was trained and scanned."""
+    (folder / "model").mkdir(parents=True)
+    (folder / "model" / "metrics.json").write_text('{"test": {"acc": 1.0}}')
+    (folder / "scan").mkdir()
+    labels = np.repeat(np.arange(10, dtype=np.int32), 9)
+    step = np.ones(90, np.int32) if goes_to_next else 1 + np.arange(90, dtype=np.int32) % 9
+    names = tuple("abcdefghij")
+    predicted = np.stack([labels, (labels + step) % 10], 1)
+    found = Predictions(names, (8.0,), labels, predicted, np.zeros((90, 2), np.float32))
+    keys = pa.array([str(i) for i in range(90)])
+    write_predictions(folder / "scan" / PREDICTIONS_NAME, found, keys, keys)
+    return folder
+
+
+def test_benign_models_are_kept_for_the_verdict_and_judged_by_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(calibration, "files", lambda _: tmp_path)
+    kept = [{"data": "d", "case": f"benign-{i}", "scores": {"pull": 0.0, "shift": i / 90}}
+            for i in range(20)]  # fmt: skip
+    (tmp_path / "benign.json").write_text(json.dumps({"rows": kept}))
+    cases = [
+        _scanned(tmp_path / "e" / name, name == "blend-all_to_all-0.1-0")
+        for name in ("benign-7", "blend-all_to_all-0.1-0")
+    ]
+    calibration.keep_reference(cases)
+    rows = json.loads((tmp_path / "benign.json").read_text())["rows"]
+    assert rows[:20] == sorted(kept, key=lambda row: str(row["case"]))
+    assert [(row["data"], row["case"]) for row in rows[20:]] == [("e", "benign-7")]
+    assert rows[20]["scores"] == pytest.approx({"pull": 0.0, "shift": 0.0}, abs=0.2)
+    for _ in range(2):  # of a row that is there already, the new one
+        calibration.keep_verdicts(cases, tmp_path / "out.json")
+    benign, blend = json.loads((tmp_path / "out.json").read_text())["rows"]
+    assert (benign["verdict"]["models"], blend["verdict"]["models"]) == (20, 21)
+    assert (benign["verdict"]["right"], benign["beyond_other_data"]) == (True, False)
+    assert (blend["verdict"]["mode"], blend["verdict"]["right"]) == ("all_to_all", True)
+    assert blend["beyond_other_data"]
+
+
+@pytest.mark.parametrize(
+    ("case", "mode", "targets", "right"),
+    [
+        ("benign-0", None, (), True),
+        ("benign-0", "all_to_one", (1,), False),
+        ("blend", "all_to_one", (1,), True),
+        ("blend-all_to_one-0.1-0", "all_to_one", (1, 2), False),
+        ("blend-all_to_one-0.1-0", "all_to_all", (), False),
+        ("blend-all_to_all-0.1-0", "all_to_all", (), True),
+        ("blend-all_to_all-0.1-0", None, (), False),
+    ],
+)
+def test_a_verdict_is_right_with_mode_and_label(
+    case: str, mode: str | None, targets: tuple[int, ...], right: bool
+) -> None:
+    assert calibration.right(case, mode, targets) == right
 
 
 def test_rows_of_others_stay(tmp_path: Path) -> None:

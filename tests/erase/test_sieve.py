@@ -19,7 +19,7 @@ def _sieve(shares: dict[int, float], **settings: object) -> Sieve:
     for label, share in shares.items():
         odds[label * EACH : label * EACH + round(share * EACH)] = 50
     odds[-1] = np.nan
-    classes = tuple(ClassSplit(label, share, 1.0, 9.0) for label, share in shares.items())
+    classes = tuple(ClassSplit(label, 100, share, 1.0, 9.0) for label, share in shares.items())
     config = SieveConfig.model_validate(settings)
     split = Split(odds, np.zeros(len(odds), bool), classes)
     return Sieve(LABELS, CLASSES, split, _activations, config, seed=0)
@@ -214,7 +214,7 @@ def test_two_classes_are_never_many(classes: int, poisoned: bool) -> None:
     for label in range(odd):
         odds[label * EACH : label * EACH + 5] = 50
         outcome[label * EACH : label * EACH + 5] = 4.0, classes - 1
-    splits = tuple(ClassSplit(label, 0.05, 1.0, 9.0) for label in range(odd))
+    splits = tuple(ClassSplit(label, 100, 0.05, 1.0, 9.0) for label in range(odd))
     split = Split(odds, np.zeros(len(odds), bool), splits)
     features = np.zeros((len(labels), 3))
     sieve = Sieve(labels, classes, split, lambda: features, SieveConfig(), seed=0)
@@ -245,7 +245,7 @@ def test_a_cluster_with_one_other_label_stays_away_and_is_no_backdoor() -> None:
 def test_of_two_classes_a_cluster_with_the_other_label_tells_nothing() -> None:
     odds = np.full(200, -50, np.float32)
     odds[:10] = 50
-    split = Split(odds, np.zeros(len(odds), bool), (ClassSplit(0, 0.1, 1.0, 9.0),))
+    split = Split(odds, np.zeros(len(odds), bool), (ClassSplit(0, 100, 0.1, 1.0, 9.0),))
     labels = np.repeat([0, 1], 100)
     sieve = Sieve(labels, 2, split, _activations, SieveConfig(), seed=0)
     outcome = np.stack([np.full(200, 0.1), labels], 1).astype(np.float32)
@@ -257,7 +257,7 @@ def test_of_two_classes_a_cluster_with_the_other_label_tells_nothing() -> None:
 def test_a_set_with_one_class_alone_has_a_first_subset() -> None:
     odds = np.full(100, -50, np.float32)
     odds[:10] = 50
-    split = Split(odds, np.zeros(len(odds), bool), (ClassSplit(0, 0.1, 1.0, 9.0),))
+    split = Split(odds, np.zeros(len(odds), bool), (ClassSplit(0, 100, 0.1, 1.0, 9.0),))
     sieve = Sieve(np.zeros(100, int), 3, split, _activations, SieveConfig(), seed=0)
     assert (sieve.first() >= 10).all()
 

@@ -168,7 +168,7 @@ def test_a_second_look_goes_along_what_a_trigger_adds_in_other_classes() -> None
     features[hidden, 0] += 9
     flat = np.random.default_rng(0).exponential(1.0, len(labels))
     known = Split(np.where(planted, 50, -50).astype(np.float32), np.zeros(len(labels), bool),
-                  (ClassSplit(1, 0.1, 1.0, 9.0),))  # fmt: skip
+                  (ClassSplit(1, 100, 0.1, 1.0, 9.0),))  # fmt: skip
     assert look_again(features, labels, known, flat).classes == ()
     again = look_again(features, labels, known, flat, planted)
     assert [c.label for c in again.classes] == [2]
@@ -181,7 +181,7 @@ def test_a_second_look_goes_along_what_a_trigger_adds_in_other_classes() -> None
 def test_a_second_look_is_at_classes_that_seemed_whole() -> None:
     features, labels, _, losses = _faint(0)
     whole = split_classes(features, labels)
-    known = Split(whole.log_odds, whole.apart, (ClassSplit(1, 0.1, 1.0, 9.0),))
+    known = Split(whole.log_odds, whole.apart, (ClassSplit(1, 100, 0.1, 1.0, 9.0),))
     assert look_again(features, labels, known, losses).classes == ()
 
 

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import math
 import re
 from html.parser import HTMLParser
 from itertools import product
@@ -86,10 +85,10 @@ def test_a_page_has_a_picture_and_a_table_for_each_size(tmp_path: Path, classes:
 
 def test_evidence_in_words() -> None:
     names = ("zero", "one", "two")
-    said = evidence_words(Evidence("shift", math.log(2), 2, 8.0), names)
+    said = evidence_words(Evidence("shift", 0.3, 2, 8.0, 2.0), names)
     assert "the label 2 places on 2.0 times" in said
-    assert "the next label" in evidence_words(Evidence("shift", 0.0, 1, 8.0), names)
-    assert "label two (2) 4.0 times" in evidence_words(Evidence("pull", math.log(4), 2, 8.0), names)
+    assert "the next label" in evidence_words(Evidence("shift", 0.0, 1, 8.0, 1.0), names)
+    assert "label two (2) 4.0 times" in evidence_words(Evidence("pull", 0.6, 2, 8.0, 4.0), names)
     assert "sure" in evidence_words(Evidence("gap", 1.0, 0), names)
     assert "perturb at eps 2/255" in evidence_words(Evidence("gap", 1.0, 0, 2.0), names)
 
@@ -104,7 +103,7 @@ def test_evidence_in_words() -> None:
     ],
 )
 def test_verdicts_in_words(mode: Any, targets: tuple[int, ...], words: str) -> None:
-    seen = (Evidence("pull", 1.0, 2, 8.0),)
+    seen = (Evidence("pull", 0.5, 2, 8.0, 3.0),)
     infected = mode is not None
     p_value = 1 / 21 if infected else 3 / 21
     for clusters, comparable in product((True, False), repeat=2):
@@ -124,14 +123,14 @@ def test_a_verdict_says_what_else_looks_so() -> None:
         "pull": "a class that is much larger than the others",
     }
     for kind in ("gap", "pull", "shift"):
-        seen = (Evidence(kind, 1.0, 2, 8.0),)  # type: ignore[arg-type]  # of a loop
+        seen = (Evidence(kind, 1.0, 2, 8.0, 3.0),)  # type: ignore[arg-type]  # of a loop
         said = verdict_words(Verdict(True, "all_to_one", (2,), 1 / 21, 20, True, True, True, seen))
         for one, words in warnings.items():
             assert (words in said.remark) == (one == kind)
 
 
 def test_few_classes_have_no_verdict() -> None:
-    seen = (Evidence("pull", 2.0, 2, 8.0),)
+    seen = (Evidence("pull", 1.0, 2, 8.0, 9.0),)
     said = verdict_words(Verdict(False, None, (), 1 / 21, 20, True, False, True, seen))
     assert (said.kind, said.badge) == ("unknown", "No verdict")
     assert "had 10 classes or more" in said.remark
