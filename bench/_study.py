@@ -8,6 +8,7 @@ from statistics import fmean
 from typing import Any
 
 from bench._tables import table
+from bench.study import DATA
 
 __all__ = ["BLOCKS", "NAMES", "STUDY", "rows_of"]
 
@@ -126,7 +127,7 @@ def defences_table(name: str, mode: str, seed: str) -> str:
             _side(rows[case]["purified"] if case in rows else None) for case in attacks.values()
         ]
         ders = [100 * row["der"] for row in rows.values()]
-        clean = "none" if method in WITHOUT_CLEAN else "5 %"
+        clean = "none" if method in WITHOUT_CLEAN else f"{100 * DATA[name].clean_fraction:g} %"
         every = len(rows) == len(NAMES)
         summary = [f"{share:.1f}" if every else "–" for share in (fmean(ders), min(ders))]
         seconds = fmean(row["seconds"] for row in rows.values())
@@ -169,5 +170,5 @@ BLOCKS: dict[str, Callable[[], str]] = {
     **{f"study-{name}": partial(study_table, name) for name in STUDY},
     "study-rates": partial(rates_table, "signs"),
     "study-ablation": partial(ablation_table, "signs"),
-    "study-defences": partial(defences_table, "gtsrb", "all_to_one", "0"),
+    "study-defences": partial(defences_table, "gtsrb_third", "all_to_one", "0"),
 }

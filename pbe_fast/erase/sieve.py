@@ -10,13 +10,16 @@ is trusted:
    either is: photographs of one sign form clusters, too.
 2. *Round 0* fine-tunes, adversarially at first, on a share of each class. Classes that fell apart
    are left out, or where they are many, as with a trigger for every label, their smaller clusters.
+   So are swollen ones, which have many more images than is usual: if that is poison, their own
+   images are too few to show as a cluster.
 3. *Verdict.* The model of round 0 has not learned the label of what was left out. Poisoned images
    it sees as what they show: of a cluster alone, as another label for most; of a whole class, as
    many different ones where a trigger brought them in from many classes. Where neither is plain,
-   the smaller cluster waits. A second look at the classes that seemed whole goes by the losses of
-   this model, and what that finds waits, too. Where many classes are plainly poisoned, there is a
-   trigger for every label: the second look also goes by what sets their suspects apart, and what
-   would wait is suspect.
+   the smaller cluster waits. A swollen class is poisoned if most of it shows many different
+   labels, and is parted along the direction to those images. A second look at the classes that
+   seemed whole goes by the losses of this model, and what that finds waits, too. Where many
+   classes are plainly poisoned, there is a trigger for every label: the second look also goes by
+   what sets their suspects apart, and what would wait is suspect.
 4. *Round 1* begins with the infected model's weights again, which are more accurate, and trains on
    all that is trusted, and on the suspects with the labels that the model of round 0 gives them:
    triggered images with what they show are what unlearns a trigger best. What waits is not trained,
@@ -47,7 +50,7 @@ from pbe_fast.config import SieveConfig
 from pbe_fast.data.augment import Augment
 from pbe_fast.erase.identify import Scores
 from pbe_fast.erase.progressive import Place, Round, Selection, first_subset
-from pbe_fast.erase.split import ClassSplit, Split, look_again
+from pbe_fast.erase.split import ClassSplit, Split, look_again, part_along
 from pbe_fast.randomness import permutation
 from pbe_fast.training import Stage
 
@@ -57,6 +60,7 @@ Ids = npt.NDArray[np.int64]
 Mask = npt.NDArray[np.bool_]
 
 _MOST_WHOLE = 1 / 3  # of all classes may be left out as a whole
+_SWOLLEN = 5.0  # times the images of the median class; GTSRB's largest has 3.75 times
 _MANY_POISONED = 1 / 3  # of all classes: then there is a trigger for every label
 _LEAST = 20  # images of a class in round 0, where it has so many
 _DISAGREE = 0.5  # of a cluster, with its label, to be poisoned
@@ -111,8 +115,14 @@ class Sieve:
         self._known = ~np.isnan(split.log_odds)
         self._second = split.log_odds > 0
         self._between = (np.abs(split.log_odds) < _DOUBTFUL) & config.split
-        few = len(split.classes) <= _MOST_WHOLE * len(np.unique(labels))
-        self._whole = {c.label for c in split.classes} if few else set[int]()
+        apart = {c.label for c in split.classes}
+        counts = np.bincount(self.labels[self._known], minlength=num_classes)
+        usual = float(np.median(counts[counts > 0])) if counts.any() else 0.0
+        swollen = set(np.flatnonzero(counts > _SWOLLEN * usual).tolist()) - apart
+        most = _MOST_WHOLE * len(np.unique(labels))
+        # Where many classes are so large, that is how the data are.
+        self._swollen = swollen if config.split and len(apart | swollen) <= most else set[int]()
+        self._whole = apart | self._swollen if len(apart) <= most else set[int]()
 
     def rounds(self, augment: Augment, flip: bool) -> list[Round]:
         """Round 0 on a share of what is trusted, the others on all of it and the suspects."""
@@ -194,9 +204,17 @@ class Sieve:
                 bad, good = (small, large) if verdict.poisoned == "smaller" else (large, small)
                 suspects |= bad
                 waiting |= good & (self._between | self.split.apart)
-        many = self._many(sum(verdict.poisoned != "unclear" for verdict in verdicts))
+        swollen = []
+        for label in sorted(self._swollen):
+            bad, unsure = self._in_swollen(label, outcome)
+            suspects |= bad
+            waiting |= unsure
+            swollen.append({"label": label, "poisoned": bool(bad.any())})
+        poisoned = [verdict.split.label for verdict in verdicts if verdict.poisoned != "unclear"]
+        poisoned += [found["label"] for found in swollen if found["poisoned"]]
+        many = self._many(len(poisoned))
         likely, second_look = self._look_again(outcome, suspects if many else None)
-        waiting |= likely
+        waiting |= likely & ~np.isin(self.labels, poisoned)
         if many:
             suspects |= waiting & (self._second | likely)
             waiting &= ~suspects
@@ -205,8 +223,21 @@ class Sieve:
             waiting,
             outcome,
             classes=[_facts(verdict) for verdict in verdicts],
+            swollen=swollen,
             second_look=second_look,
         )
+
+    def _in_swollen(self, label: int, outcome: Scores) -> tuple[Mask, Mask]:
+        """Of a swollen class what is suspect and what waits, by the model of round 0."""
+        here = (self.labels == label) & self._known
+        differs = here & self._differs(outcome)
+        if differs.sum() <= _DISAGREE * here.sum() or not self._diverse(outcome[differs, 1]):
+            return np.zeros_like(here), np.zeros_like(here)
+        parted = part_along(self.activations(), self.labels, self.split, label, differs)
+        if parted is None:  # hardly any images of its own
+            return differs, here & ~differs
+        triggered = here & (parted > 0)
+        return triggered, here & ~triggered & (parted > -_DOUBTFUL)
 
     def judged_again(self, outcome: Scores, place: Place) -> Selection:
         """After round 1, class by class, with a model that has learned all labels."""

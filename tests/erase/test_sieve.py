@@ -115,6 +115,91 @@ def test_of_a_whole_class_the_cluster_that_shows_many_classes_is_poisoned(
     assert chosen.facts["waiting"] == (40 if poisoned == "unclear" else 0)
 
 
+# classes that are nearly all poison
+
+OWN, SWOLLEN = 40, 960  # images of class 0: its own first, then those with a trigger
+
+
+def _swollen(features: np.ndarray | None = None, **sizes: int) -> Sieve:
+    """Ten classes of 100 images each but for class 0, that seem to be whole."""
+    labels = np.repeat(np.arange(10), [OWN + SWOLLEN, *[sizes.get("others", 100)] * 9])
+    odds = np.full(len(labels), -50, np.float32)
+    split = Split(odds, np.zeros(len(labels), bool), ())
+    given = np.zeros((len(labels), 3)) if features is None else features
+    return Sieve(labels, 10, split, lambda: given, SieveConfig(), seed=0)
+
+
+def _seen(sieve: Sieve, own: int = 0) -> np.ndarray:
+    """The triggered images show what they are, the own ones of class 0 some label."""
+    labels = sieve.labels.copy()
+    labels[:OWN] = own
+    labels[OWN : OWN + SWOLLEN] = 1 + np.arange(SWOLLEN) % 9
+    return np.stack([np.where(labels == sieve.labels, 0.1, 4.0), labels], 1).astype(np.float32)
+
+
+def _parted_features() -> np.ndarray:
+    """The own images of class 0 lie apart, along an axis that is not the one with most spread."""
+    features = np.random.default_rng(0).normal(size=(OWN + SWOLLEN + 900, 3))
+    features[:, 1] *= 8
+    features[OWN : OWN + SWOLLEN, 0] += 6
+    return features
+
+
+def test_a_class_with_many_more_images_than_usual_is_left_out_of_round_0() -> None:
+    sieve = _swollen()
+    assert set(sieve.labels[sieve.first()]) == set(range(1, 10))
+    usual = _swollen(others=200)  # which makes it no more than five times as large
+    assert set(usual.labels[usual.first()]) == set(range(10))
+
+
+def test_where_many_classes_are_large_none_is_swollen() -> None:
+    labels = np.repeat(np.arange(10), [1000] * 4 + [100] * 6)
+    split = Split(np.full(len(labels), -50, np.float32), np.zeros(len(labels), bool), ())
+    sieve = Sieve(labels, 10, split, lambda: np.zeros((len(labels), 3)), SieveConfig(), seed=0)
+    assert set(labels[sieve.first()]) == set(range(10))
+
+
+def test_a_swollen_class_that_shows_many_labels_is_parted() -> None:
+    """Even where half of its own images are taken for one other label."""
+    sieve = _swollen(_parted_features())
+    outcome = _seen(sieve)
+    outcome[: OWN // 2, 1] = 3
+    chosen = sieve.judged(outcome, _place(sieve.first()))
+    assert chosen.facts["swollen"] == [{"label": 0, "poisoned": True}]
+    assert chosen.labels is not None
+    suspects = sieve.untrusted(_place(chosen.ids, chosen.labels))
+    assert suspects[OWN : OWN + SWOLLEN].mean() > 0.99
+    assert 10 <= (chosen.labels[chosen.ids < OWN] == 0).sum() <= OWN
+    assert not (chosen.labels[chosen.ids < OWN] == 3).any()
+    assert not suspects[OWN + SWOLLEN :].any()
+    json.dumps(chosen.facts)
+
+
+def test_a_swollen_class_that_cannot_be_parted_waits_where_it_is_not_suspect() -> None:
+    sieve = _swollen()
+    chosen = sieve.judged(_seen(sieve), _place(sieve.first()))
+    counts = {name: chosen.facts[name] for name in ("suspects", "relabelled", "waiting")}
+    assert counts == {"suspects": SWOLLEN, "relabelled": SWOLLEN, "waiting": OWN}
+
+
+@pytest.mark.parametrize("shows", ["its own label", "one other", "half of it many others"])
+def test_a_large_class_that_is_no_poison_is_trusted(shows: str) -> None:
+    """Round 0 did not train it, so the model may take it for what it looks like."""
+    sieve = _swollen(_parted_features())
+    outcome = _seen(sieve)
+    here = sieve.labels == 0
+    if shows == "its own label":
+        outcome[here] = 0.1, 0
+    elif shows == "one other":
+        outcome[here] = 4.0, 7
+    else:
+        outcome[: (OWN + SWOLLEN) // 2 + 1] = 0.1, 0
+    chosen = sieve.judged(outcome, _place(sieve.first()))
+    assert chosen.facts["swollen"] == [{"label": 0, "poisoned": False}]
+    assert chosen.facts["suspects"] == 0
+    assert here[chosen.ids].sum() > 0.9 * (OWN + SWOLLEN)
+
+
 def test_what_would_wait_is_suspect_where_many_classes_are_poisoned(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pbe_fast.erase.split import ClassSplit, Split, look_again, split_classes
+from pbe_fast.erase.split import ClassSplit, Split, look_again, part_along, split_classes
 
 WIDTH = 24
 
@@ -210,3 +210,46 @@ def test_the_order_of_images_does_not_matter() -> None:
     order = np.random.default_rng(1).permutation(len(labels))
     first, second = split_classes(features, labels), split_classes(features[order], labels[order])
     np.testing.assert_allclose(second.log_odds, first.log_odds[order], rtol=1e-4, atol=1e-3)
+
+
+# a class that is nearly all poison
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_class_is_parted_towards_images_of_which_some_are_wrong(seed: int) -> None:
+    """With 40 images of its own and 1,200 with a trigger class 0 seems to be whole."""
+    features, labels, truth = _activations(40, {(k, 0): 400 for k in (1, 2, 3)}, seed)
+    split = split_classes(features, labels)
+    random = np.random.default_rng(seed)
+    mask = (labels == 0) & np.where(truth, random.random(len(truth)) < 0.9, random.random() < 0.3)
+    parted = part_along(features, labels, split, 0, mask)
+    assert parted is not None
+    assert np.isnan(parted[labels != 0]).all()
+    here = labels == 0
+    assert ((parted > 0) == truth)[here].mean() > 0.98
+    assert (parted[here & ~truth] < 0).mean() > 0.9
+
+
+def test_a_class_that_is_whole_is_not_parted() -> None:
+    features, labels, _ = _activations(400, {})
+    split = split_classes(features, labels)
+    mask = (labels == 0) & (np.random.default_rng(0).random(len(labels)) < 0.5)
+    assert part_along(features, labels, split, 0, mask) is None
+
+
+@pytest.mark.parametrize("many", [False, True])
+def test_a_class_is_not_parted_by_a_few_images(many: bool) -> None:
+    features, labels, _ = _activations(40, {(1, 0): 400})
+    few = np.flatnonzero(labels == 0)[:4]
+    mask = np.isin(np.arange(len(labels)), few) ^ many
+    assert part_along(features, labels, split_classes(features, labels), 0, mask) is None
+    assert part_along(features, labels, split_classes(features, labels), 9, mask) is None
+
+
+def test_images_that_could_not_be_read_are_in_neither_part() -> None:
+    features, labels, truth = _activations(40, {(k, 0): 400 for k in (1, 2, 3)})
+    lost = np.flatnonzero(labels == 0)[:3]
+    features[lost] = np.nan
+    parted = part_along(features, labels, split_classes(features, labels), 0, truth)
+    assert parted is not None
+    assert np.isnan(parted[lost]).all()
