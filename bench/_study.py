@@ -42,7 +42,7 @@ FIGURES = (">infected ACC", ">infected ASR", ">ACC", ">ASR", ">AUROC")
 MAIN_RATE = "0.1"
 STUDY = {
     name: Path(__file__).parent / "results" / f"study_{name}.json"
-    for name in ("signs", "gtsrb", "gtsrb_third")
+    for name in ("signs", "gtsrb", "gtsrb_third", "gtsrb_third_rare", "gtsrb_third_large")
 }
 
 Row = dict[str, Any]

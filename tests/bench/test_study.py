@@ -73,3 +73,21 @@ def test_thinned_shards_have_every_third_image_by_name(tmp_path: Path) -> None:
         assert read_bytes(made, kept) == read_bytes(whole, origin)
     test = Manifest.load(tmp_path / "thin-clean" / "test")
     assert len(test) == 3 * TINY.test_per_class  # the test images are all there
+
+
+def test_of_a_whole_class_every_image_is_taken(tmp_path: Path) -> None:
+    prepare(tmp_path, TINY, None)
+    thinned = replace(TINY, name="thin", every=3, whole=1)
+    made = Manifest.load(prepare(tmp_path, thinned, tmp_path / "tiny-clean") / "train")
+    counts = [int((made.labels == label).sum()) for label in range(3)]
+    assert counts[1] == 12
+    assert counts[0] + counts[2] < 12
+    assert len(set(made.keys.to_pylist())) == len(made)
+
+
+def test_the_target_is_that_of_the_data_set(tmp_path: Path) -> None:
+    data = replace(TINY, name="other", target=2)
+    shards = prepare(tmp_path, data, None)
+    run_case(tmp_path, shards, data, Case("badnets", rate=0.5), "cpu", Silent())
+    poisoned = Manifest.load(tmp_path / "other" / "badnets-all_to_one-0.5-0" / "poisoned")
+    assert (poisoned.labels == 2).sum() > 12
