@@ -165,6 +165,8 @@ CALIBRATED = {
 }
 CHECKED = {
     **CALIBRATED,
+    "gtsrb_third_rare": "GTSRB, a third, rare target",
+    "gtsrb_third_large": "GTSRB, a third, a large class",
     "signs": "drawn signs, 10 classes, width 16",
     "gtsrb": "GTSRB, width 16",
 }

@@ -31,6 +31,7 @@ from rich.console import Console
 
 from bench._setup import keep_rows, merged, write_json
 from bench.attacks import BENIGN, TARGET
+from bench.study import DATA as STUDIED
 from bench.study import Case, DataSet, prepare, run_case
 from pbe_fast import ScanConfig, load_config, scan
 from pbe_fast._yaml import parse_yaml
@@ -175,7 +176,7 @@ def collect(cases: Iterable[Path], benign: list[dict[str, Any]]) -> list[dict[st
         for name, one in (("verdict", found), ("flows_alone", found.without_clusters())):
             verdict = judge(one, [other["scores"] for other in others])
             row[name] = asdict(verdict) | {"evidence": [asdict(e) for e in verdict.strongest]}
-            row[name]["right"] = right(case, verdict.mode, verdict.targets)
+            row[name]["right"] = right(data, case, verdict.mode, verdict.targets)
         # Of the models of its own kind, one is always the highest.
         strangers = [other["scores"] for other in others if other["data"] != data]
         row["beyond_other_data"] = judge(found, strangers).p_value * (1 + len(strangers)) < 1.5
@@ -220,13 +221,14 @@ def _rows(file: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def right(case: str, mode: str | None, targets: tuple[int, ...]) -> bool:
+def right(data: str, case: str, mode: str | None, targets: tuple[int, ...]) -> bool:
     """Whether a verdict says of a model what was done to it."""
     attack, *plan = case.split("-")
     if attack == BENIGN:
         return mode is None
     wanted = plan[0] if plan else "all_to_one"
-    return mode == wanted and (mode != "all_to_one" or targets == (TARGET,))
+    target = STUDIED[data].target if data in STUDIED else TARGET
+    return mode == wanted and (mode != "all_to_one" or targets == (target,))
 
 
 def main() -> None:
@@ -240,7 +242,10 @@ def main() -> None:
     )
     options = parser.parse_args()
     torch.set_num_threads(1)
+    known = {(row["data"], row["case"]) for row in _rows(_benign_file())}
     cases = [case.resolve() for case in options.cases]
+    if not options.benign:  # those cannot test it
+        cases = [case for case in cases if (case.parent.name, case.name) not in known]
     if options.benign and not all(case.name.startswith(BENIGN) for case in cases):
         parser.error("--benign takes benign models alone")
     with progress_bars(Console()) as progress:

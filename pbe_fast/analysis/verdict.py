@@ -74,11 +74,11 @@ class Evidence:
 
     Attributes:
         kind: see the module.
-        score: the same.
+        score: the same, in its units.
         label: that the attacker would want, or for *shift* how many places it lies after an image's
             own.
         eps_255: the size of the perturbations that showed it; None where none did.
-        times: how much more often than evenly, on average over the classes; None for *gap*.
+        times: how much more often than evenly, the geometric mean over the classes; None for *gap*.
     """
 
     kind: Kind

@@ -15,11 +15,12 @@ is trusted:
 3. *Verdict.* The model of round 0 has not learned the label of what was left out. Poisoned images
    it sees as what they show: of a cluster alone, as another label for most; of a whole class, as
    many different ones where a trigger brought them in from many classes. Where neither is plain,
-   the smaller cluster waits. A swollen class is poisoned if most of it shows many different
-   labels, and is parted along the direction to those images. A second look at the classes that
-   seemed whole goes by the losses of this model, and what that finds waits, too. Where many
-   classes are plainly poisoned, there is a trigger for every label: the second look also goes by
-   what sets their suspects apart, and what would wait is suspect.
+   the smaller cluster waits. A swollen class of which that says nothing is poisoned if most of it
+   shows many different labels, one as often as the data have it; it is parted along the direction
+   to those images. A second look at the classes that seemed whole goes by the losses of this
+   model, and what that finds waits, too. Where many classes are plainly poisoned, there is a
+   trigger for every label: the second look also goes by what sets their suspects apart, and what
+   would wait is suspect.
 4. *Round 1* begins with the infected model's weights again, which are more accurate, and trains on
    all that is trusted, and on the suspects with the labels that the model of round 0 gives them:
    triggered images with what they show are what unlearns a trigger best. What waits is not trained,
@@ -61,6 +62,8 @@ Mask = npt.NDArray[np.bool_]
 
 _MOST_WHOLE = 1 / 3  # of all classes may be left out as a whole
 _SWOLLEN = 5.0  # times the images of the median class; GTSRB's largest has 3.75 times
+_SPREAD = 0.6  # of the number of other labels that a nearly poisoned class shows, effectively
+_FEWEST = 4.0  # of these
 _MANY_POISONED = 1 / 3  # of all classes: then there is a trigger for every label
 _LEAST = 20  # images of a class in round 0, where it has so many
 _DISAGREE = 0.5  # of a cluster, with its label, to be poisoned
@@ -118,7 +121,7 @@ class Sieve:
         apart = {c.label for c in split.classes}
         counts = np.bincount(self.labels[self._known], minlength=num_classes)
         usual = float(np.median(counts[counts > 0])) if counts.any() else 0.0
-        swollen = set(np.flatnonzero(counts > _SWOLLEN * usual).tolist()) - apart
+        swollen = set(np.flatnonzero(counts > _SWOLLEN * usual).tolist())
         most = _MOST_WHOLE * len(np.unique(labels))
         # Where many classes are so large, that is how the data are.
         self._swollen = swollen if config.split and len(apart | swollen) <= most else set[int]()
@@ -205,13 +208,13 @@ class Sieve:
                 suspects |= bad
                 waiting |= good & (self._between | self.split.apart)
         swollen = []
-        for label in sorted(self._swollen):
+        plain = {verdict.split.label for verdict in verdicts if verdict.poisoned != "unclear"}
+        for label in sorted(self._swollen - plain):
             bad, unsure = self._in_swollen(label, outcome)
             suspects |= bad
             waiting |= unsure
             swollen.append({"label": label, "poisoned": bool(bad.any())})
-        poisoned = [verdict.split.label for verdict in verdicts if verdict.poisoned != "unclear"]
-        poisoned += [found["label"] for found in swollen if found["poisoned"]]
+        poisoned = [*plain, *(found["label"] for found in swollen if found["poisoned"])]
         many = self._many(len(poisoned))
         likely, second_look = self._look_again(outcome, suspects if many else None)
         waiting |= likely & ~np.isin(self.labels, poisoned)
@@ -228,10 +231,17 @@ class Sieve:
         )
 
     def _in_swollen(self, label: int, outcome: Scores) -> tuple[Mask, Mask]:
-        """Of a swollen class what is suspect and what waits, by the model of round 0."""
+        """Of a swollen class what is suspect and what waits, by the model of round 0.
+
+        That has not learned the label, so it also takes images of a clean class for others, but for
+        those that look like it: poisoned ones show what there is in the data, one as often as the
+        other.
+        """
         here = (self.labels == label) & self._known
         differs = here & self._differs(outcome)
-        if differs.sum() <= _DISAGREE * here.sum() or not self._diverse(outcome[differs, 1]):
+        possible = _effective(self.labels[self._known & ~here])
+        shown = _effective(outcome[differs, 1])
+        if differs.sum() <= _DISAGREE * here.sum() or shown <= max(_SPREAD * possible, _FEWEST):
             return np.zeros_like(here), np.zeros_like(here)
         parted = part_along(self.activations(), self.labels, self.split, label, differs)
         if parted is None:  # hardly any images of its own
@@ -385,7 +395,7 @@ class Sieve:
         return ranking
 
 
-def _effective(seen: npt.NDArray[np.floating]) -> float:
+def _effective(seen: npt.NDArray[Any]) -> float:
     """How many different labels; 1 where all are the same."""
     share = np.unique(seen, return_counts=True)[1] / max(1, len(seen))
     return float(np.exp(-(share * np.log(share)).sum()))

@@ -146,21 +146,22 @@ def test_benign_models_are_kept_for_the_verdict_and_judged_by_the_others(
 
 
 @pytest.mark.parametrize(
-    ("case", "mode", "targets", "right"),
+    ("data", "case", "mode", "targets", "right"),
     [
-        ("benign-0", None, (), True),
-        ("benign-0", "all_to_one", (1,), False),
-        ("blend", "all_to_one", (1,), True),
-        ("blend-all_to_one-0.1-0", "all_to_one", (1, 2), False),
-        ("blend-all_to_one-0.1-0", "all_to_all", (), False),
-        ("blend-all_to_all-0.1-0", "all_to_all", (), True),
-        ("blend-all_to_all-0.1-0", None, (), False),
+        ("d", "benign-0", None, (), True),
+        ("d", "benign-0", "all_to_one", (1,), False),
+        ("d", "blend", "all_to_one", (1,), True),
+        ("d", "blend-all_to_one-0.1-0", "all_to_one", (1, 2), False),
+        ("d", "blend-all_to_one-0.1-0", "all_to_all", (), False),
+        ("d", "blend-all_to_all-0.1-0", "all_to_all", (), True),
+        ("d", "blend-all_to_all-0.1-0", None, (), False),
+        ("gtsrb_third_rare", "blend-all_to_one-0.1-0", "all_to_one", (0,), True),
     ],
 )
 def test_a_verdict_is_right_with_mode_and_label(
-    case: str, mode: str | None, targets: tuple[int, ...], right: bool
+    data: str, case: str, mode: str | None, targets: tuple[int, ...], right: bool
 ) -> None:
-    assert calibration.right(case, mode, targets) == right
+    assert calibration.right(data, case, mode, targets) == right
 
 
 def test_rows_of_others_stay(tmp_path: Path) -> None:

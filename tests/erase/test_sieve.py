@@ -175,6 +175,33 @@ def test_a_swollen_class_that_shows_many_labels_is_parted() -> None:
     json.dumps(chosen.facts)
 
 
+def test_a_swollen_class_whose_poison_falls_apart_is_judged_as_a_whole() -> None:
+    """Both of its clusters show many labels, so that neither is plainly the poisoned one."""
+    whole = _swollen(_parted_features())
+    odds = whole.split.log_odds.copy()
+    odds[OWN : OWN + SWOLLEN // 3] = 50
+    found = (ClassSplit(0, OWN + SWOLLEN, 0.32, 1.0, 9.0),)
+    split = Split(odds, whole.split.apart, found)
+    sieve = Sieve(whole.labels, 10, split, whole.activations, SieveConfig(), seed=0)
+    outcome = _seen(sieve)
+    assert [v.poisoned for v in sieve.verdicts(outcome)] == ["unclear"]
+    chosen = sieve.judged(outcome, _place(sieve.first()))
+    assert chosen.facts["swollen"] == [{"label": 0, "poisoned": True}]
+    assert chosen.labels is not None
+    suspects = sieve.untrusted(_place(chosen.ids, chosen.labels))
+    assert suspects[OWN : OWN + SWOLLEN].mean() > 0.99
+
+
+def test_of_few_classes_none_is_called_nearly_all_poison() -> None:
+    """A clean class that was not trained is taken for the others, whatever it looks like."""
+    labels = np.repeat(np.arange(4), [1000, 100, 100, 100])
+    split = Split(np.full(len(labels), -50, np.float32), np.zeros(len(labels), bool), ())
+    sieve = Sieve(labels, 4, split, lambda: np.zeros((len(labels), 3)), SieveConfig(), seed=0)
+    seen = np.where(labels == 0, 1 + np.arange(len(labels)) % 3, labels)
+    outcome = np.stack([np.where(seen == labels, 0.1, 4.0), seen], 1).astype(np.float32)
+    assert sieve.judged(outcome, _place(sieve.first())).facts["suspects"] == 0
+
+
 def test_a_swollen_class_that_cannot_be_parted_waits_where_it_is_not_suspect() -> None:
     sieve = _swollen()
     chosen = sieve.judged(_seen(sieve), _place(sieve.first()))
@@ -182,7 +209,9 @@ def test_a_swollen_class_that_cannot_be_parted_waits_where_it_is_not_suspect() -
     assert counts == {"suspects": SWOLLEN, "relabelled": SWOLLEN, "waiting": OWN}
 
 
-@pytest.mark.parametrize("shows", ["its own label", "one other", "half of it many others"])
+@pytest.mark.parametrize(
+    "shows", ["its own label", "one other", "half of it many others", "most of it four others"]
+)
 def test_a_large_class_that_is_no_poison_is_trusted(shows: str) -> None:
     """Round 0 did not train it, so the model may take it for what it looks like."""
     sieve = _swollen(_parted_features())
@@ -192,6 +221,8 @@ def test_a_large_class_that_is_no_poison_is_trusted(shows: str) -> None:
         outcome[here] = 0.1, 0
     elif shows == "one other":
         outcome[here] = 4.0, 7
+    elif shows == "most of it four others":
+        outcome[here, 1] = 1 + np.arange(here.sum()) % 4
     else:
         outcome[: (OWN + SWOLLEN) // 2 + 1] = 0.1, 0
     chosen = sieve.judged(outcome, _place(sieve.first()))
