@@ -17,7 +17,7 @@ class that looks like the target, they may lie with the clean ones. So the clust
 falls apart are split once more (:attr:`Split.apart`).
 
 Where nearly all images of a class are triggered, its own are too few to set the direction.
-:func:`part_along` takes it from what a partly purified model makes of the images.
+:func:`part_shown` takes it from what a partly purified model makes of the images.
 """
 
 from dataclasses import dataclass, replace
@@ -25,7 +25,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["ClassSplit", "Split", "look_again", "part_along", "split_classes"]
+__all__ = ["ClassSplit", "Split", "look_again", "part_shown", "split_classes"]
 
 Features = npt.NDArray[np.floating]
 Floats = npt.NDArray[np.float64]
@@ -146,28 +146,43 @@ def look_again(
     return space.split(found)
 
 
-def part_along(
-    features: Features, labels: npt.NDArray[np.integer], split: Split, label: int, mask: Mask
+def part_shown(
+    features: Features,
+    labels: npt.NDArray[np.integer],
+    split: Split,
+    label: int,
+    shown: npt.NDArray[np.floating],
 ) -> npt.NDArray[np.float32] | None:
-    """Part a class that seemed whole along the direction to some of its images.
+    """Part a class of which most seems to be triggered images of other classes.
+
+    Each image is compared with the mean of the class that it shows. What triggered images differ by
+    is the trigger, on average, even where most are taken for a wrong class; of that direction the
+    images of the class itself have less.
 
     Args:
         features, labels: as for :func:`split_classes`.
         split: what that has found.
         label: the class.
-        mask: ``(N,)``; of the class' images those that most likely belong together.
+        shown: ``(N,)``, labels by a model that was not trained on this class.
 
     Returns:
-        ``(N,)`` float32 in [-50, 50]: log odds of the cluster that lies further along that
-        direction against the other one, NaN for images of other classes and such that could not be
-        read; None where there are no two clusters, or few images on either side.
+        ``(N,)`` float32 in [-50, 50]: log odds of being triggered, NaN for images of other classes
+        and such that could not be read; None where there are no two clusters.
     """
     space = _Space.of(features, labels)
     ids = space.members.get(label, np.empty(0, np.int64))
-    here = mask[ids]
-    if min(here.sum(), (~here).sum()) < _FOLDS:
+    others = [other for other in space.members if other != label]
+    if len(ids) < _LEAST or not others:
         return None
-    along = _towards(space.rows(ids) @ space.whitener(split.log_odds > 0), here)
+    whitener = space.whitener(split.log_odds > 0)
+    means = {other: (space.rows(space.members[other]) @ whitener).mean(0) for other in others}
+    middle = np.mean(list(means.values()), 0)  # for images that show a class without others
+    added = space.rows(ids) @ whitener - np.stack([means.get(k, middle) for k in shown[ids]])
+    along, fold = np.empty(len(ids)), np.arange(len(ids)) % _FOLDS
+    for index in range(_FOLDS):  # a row would pull the direction towards itself
+        direction = added[fold != index].mean(0)
+        length = np.linalg.norm(direction) + _TINY
+        along[fold == index] = added[fold == index] @ direction / length
     mixture = _two_gaussians(along)
     if not mixture or mixture.gain <= _GAIN_PARTED or mixture.separation <= _SEPARATION_AGAIN:
         return None

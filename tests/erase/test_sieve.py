@@ -165,7 +165,7 @@ def test_a_swollen_class_that_shows_many_labels_is_parted() -> None:
     outcome = _seen(sieve)
     outcome[: OWN // 2, 1] = 3
     chosen = sieve.judged(outcome, _place(sieve.first()))
-    assert chosen.facts["swollen"] == [{"label": 0, "poisoned": True}]
+    assert [(found["label"], found["poisoned"]) for found in chosen.facts["swollen"]] == [(0, True)]
     assert chosen.labels is not None
     suspects = sieve.untrusted(_place(chosen.ids, chosen.labels))
     assert suspects[OWN : OWN + SWOLLEN].mean() > 0.99
@@ -186,7 +186,7 @@ def test_a_swollen_class_whose_poison_falls_apart_is_judged_as_a_whole() -> None
     outcome = _seen(sieve)
     assert [v.poisoned for v in sieve.verdicts(outcome)] == ["unclear"]
     chosen = sieve.judged(outcome, _place(sieve.first()))
-    assert chosen.facts["swollen"] == [{"label": 0, "poisoned": True}]
+    assert [(found["label"], found["poisoned"]) for found in chosen.facts["swollen"]] == [(0, True)]
     assert chosen.labels is not None
     suspects = sieve.untrusted(_place(chosen.ids, chosen.labels))
     assert suspects[OWN : OWN + SWOLLEN].mean() > 0.99
@@ -226,7 +226,8 @@ def test_a_large_class_that_is_no_poison_is_trusted(shows: str) -> None:
     else:
         outcome[: (OWN + SWOLLEN) // 2 + 1] = 0.1, 0
     chosen = sieve.judged(outcome, _place(sieve.first()))
-    assert chosen.facts["swollen"] == [{"label": 0, "poisoned": False}]
+    [found] = chosen.facts["swollen"]
+    assert (found["label"], found["poisoned"]) == (0, False)
     assert chosen.facts["suspects"] == 0
     assert here[chosen.ids].sum() > 0.9 * (OWN + SWOLLEN)
 

