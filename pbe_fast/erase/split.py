@@ -175,9 +175,12 @@ def part_shown(
     if len(ids) < _LEAST or not others:
         return None
     whitener = space.whitener(split.log_odds > 0)
-    means = {other: (space.rows(space.members[other]) @ whitener).mean(0) for other in others}
-    middle = np.mean(list(means.values()), 0)  # for images that show a class without others
-    added = space.rows(ids) @ whitener - np.stack([means.get(k, middle) for k in shown[ids]])
+    means: dict[int, Floats] = {
+        other: (space.rows(space.members[other]) @ whitener).mean(0) for other in others
+    }
+    middle: Floats = np.mean(list(means.values()), 0)  # for what shows a class without images
+    seen = np.nan_to_num(shown[ids], nan=-1).astype(int).tolist()
+    added = space.rows(ids) @ whitener - np.stack([means.get(one, middle) for one in seen])
     along, fold = np.empty(len(ids)), np.arange(len(ids)) % _FOLDS
     for index in range(_FOLDS):  # a row would pull the direction towards itself
         direction = added[fold != index].mean(0)

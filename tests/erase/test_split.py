@@ -221,7 +221,7 @@ def _mostly_triggered(seed: int) -> tuple[np.ndarray, ...]:
     return features, labels, truth, np.random.default_rng(seed).integers(1, 4, len(labels)) * 1.0
 
 
-@pytest.mark.parametrize("seed", [0, 2, 3])
+@pytest.mark.parametrize("seed", [0, 2, 4])
 def test_a_class_is_parted_though_all_labels_are_wrong(seed: int) -> None:
     """Two of three triggered images are taken for a wrong class, and all of the others."""
     features, labels, truth, shown = _mostly_triggered(seed)
