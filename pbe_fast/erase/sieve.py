@@ -61,8 +61,8 @@ Mask = npt.NDArray[np.bool_]
 
 _MOST_WHOLE = 1 / 3  # of all classes may be left out as a whole
 _SWOLLEN = 5.0  # times the images of the median class; GTSRB's largest has 3.75 times
-# Of the number of other labels, effectively: a nearly poisoned class of GTSRB showed 0.51 of it in
-# round 0, and a large clean one 0.07.
+# Of the number of other labels, effectively: nearly poisoned classes of GTSRB showed 0.51 and 0.68
+# of it in round 0, and a large clean one 0.07.
 _SPREAD = 1 / 3
 _FEWEST = 4.0  # labels
 _MANY_POISONED = 1 / 3  # of all classes: then there is a trigger for every label
