@@ -6,6 +6,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from bench._setup import rows_in
 from bench._study import NAMES
 from bench._tables import table
 from bench.attacks import BENIGN
@@ -97,7 +98,7 @@ def direction_table() -> str:
 
 def _predictions() -> tuple[list[dict[str, Any]], list[str]]:
     """All rows, and a head for each size of their perturbations."""
-    rows: list[dict[str, Any]] = json.loads(PREDICTIONS.read_text(encoding="utf-8"))["rows"]
+    rows = rows_in(PREDICTIONS)
     return rows, [f">{size['eps_255']:g}/255" for size in rows[0]["sizes"]]
 
 
@@ -174,11 +175,6 @@ KINDS_OF_EVIDENCE = ("pull", "shift", "gap")
 KINDS_HEADS = [f">{kind}" for kind in KINDS_OF_EVIDENCE]
 
 
-def _rows(file: Path) -> list[dict[str, Any]]:
-    rows: list[dict[str, Any]] = json.loads(file.read_text(encoding="utf-8"))["rows"]
-    return rows
-
-
 def _evidence(row: Mapping[str, Any]) -> dict[str, float]:
     """The strongest score of each kind."""
     return {one["kind"]: one["score"] for one in row["verdict"]["evidence"]}
@@ -191,7 +187,7 @@ def benign_table() -> str:
     is always the highest that exceeds the rest.
     """
     lines = []
-    every = [row for row in _rows(CALIBRATION) if row["case"].startswith("benign")]
+    every = [row for row in rows_in(CALIBRATION) if row["case"].startswith("benign")]
     for name, title in [*CALIBRATED.items(), ("", "all")]:
         rows = [row for row in every if name in ("", row["data"])]
         cells = [str(len(rows)), f"{100 * fmean(row['acc'] for row in rows):.1f}"]
@@ -209,12 +205,12 @@ def _verdicts(file: Path) -> Callable[[], str]:
     def made() -> str:
         heads = ["model of", "attack", "mode", ">ASR", *KINDS_HEADS, ">p", "verdict", "by"]
         lines = []
-        for row in _rows(file):
+        for row in rows_in(file):
             attack, *plan = row["case"].split("-")
             if attack == BENIGN and file == CALIBRATION:
                 continue
             scores = _evidence(row)
-            mode = "–" if attack == BENIGN else (plan or ["all-to-one"])[0].replace("_", "-")
+            mode = "–" if attack == BENIGN else plan[0].replace("_", "-")
             asr = f"{100 * row['asr']:.1f}" if "asr" in row else "–"
             cells = [CHECKED[row["data"]], NAMES.get(attack, attack), mode, asr]
             cells += [f"{scores[k]:.2f}" if k in scores else "–" for k in KINDS_OF_EVIDENCE]

@@ -192,6 +192,12 @@ def merged(
     return [named[name] for name in sorted(named)]
 
 
+def rows_in(file: Path) -> list[dict[str, Any]]:
+    """The rows of a result that was kept."""
+    rows: list[dict[str, Any]] = json.loads(file.read_text(encoding="utf-8"))["rows"]
+    return rows
+
+
 def keep_rows(
     out: Path,
     part: str,

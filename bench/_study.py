@@ -1,12 +1,12 @@
 """The tables of the study: Sieve on every model, its ablation, other rates, other defences."""
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from bench._setup import rows_in
 from bench._tables import table
 from bench.study import DATA
 
@@ -50,7 +50,7 @@ Row = dict[str, Any]
 
 def rows_of(name: str) -> list[Row]:
     """The finished cells of a data set's study, each with its case taken apart."""
-    rows: list[Row] = json.loads(STUDY[name].read_text(encoding="utf-8"))["rows"]
+    rows = rows_in(STUDY[name])
     for row in rows:
         row["attack"], *plan, row["seed"] = row["case"].split("-")
         row["mode"], row["rate"] = plan or ("–", "–")

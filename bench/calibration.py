@@ -29,18 +29,18 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from bench._setup import keep_rows, merged, write_json
+from bench._setup import keep_rows, merged, rows_in, write_json
 from bench.attacks import BENIGN, TARGET
 from bench.study import DATA as STUDIED
 from bench.study import Case, DataSet, prepare, run_case
 from pbe_fast import ScanConfig, load_config, scan
-from pbe_fast._yaml import parse_yaml
 from pbe_fast.analysis.predictions import PREDICTIONS_NAME, read_predictions
-from pbe_fast.analysis.verdict import benign_scores, judge
+from pbe_fast.analysis.verdict import judge
 from pbe_fast.data import MANIFEST_NAME, Sample, write_shards
 from pbe_fast.data.converters import read_image_folder
 from pbe_fast.progress import Progress
 from pbe_fast.randomness import permutation
+from pbe_fast.run_directory import RunDirectory
 from pbe_fast.train import MODEL_NAME
 from pipelines._console import progress_bars
 
@@ -140,13 +140,13 @@ def run(folder: Path, shards: Path, data: DataSet, case: Case, progress: Progres
 
 def scan_case(here: Path, progress: Progress) -> None:
     """Scan the model of a case with the images that it was trained on."""
-    trained = parse_yaml((here / "model" / "config.yaml").read_text("utf-8"))
+    trained = RunDirectory(here / "model").read_config() or {"data": {}}
     poisoned = here / "poisoned"
     clean = here.parents[1] / f"{here.parent.name}-clean" / "train"
     values = {
         "model.checkpoint": here / "model" / MODEL_NAME,
         "data.train": poisoned if poisoned.exists() else clean,
-        "data.image_size": trained["data"]["image_size"],
+        "data.image_size": trained["data"].get("image_size"),
         "device": "cpu",
         **PLAIN,
     }
@@ -198,13 +198,12 @@ def keep(folder: Path, out: Path) -> None:
 def keep_reference(cases: Iterable[Path]) -> None:
     """Write the benign models among these for the verdict, beside those that it has of others."""
     place = _benign_file()
-    write_json(place, {"rows": merged(_rows(place), reference(cases), "data", "case")})
-    benign_scores.cache_clear()
+    write_json(place, {"rows": merged(rows_in(place), reference(cases), "data", "case")})
 
 
 def keep_verdicts(cases: Iterable[Path], out: Path) -> None:
     """Write what the verdict says of these models, beside the others that the file has."""
-    rows = collect(cases, _rows(_benign_file()))
+    rows = collect(cases, rows_in(_benign_file()))
     commands = (
         "bench.appendix runs/appendix --images IMAGES",
         "bench.calibration [--benign] runs/study/gtsrb_third/*",
@@ -214,11 +213,6 @@ def keep_verdicts(cases: Iterable[Path], out: Path) -> None:
 
 def _benign_file() -> Path:
     return Path(str(files("pbe_fast.analysis").joinpath("benign.json")))
-
-
-def _rows(file: Path) -> list[dict[str, Any]]:
-    rows: list[dict[str, Any]] = json.loads(file.read_text("utf-8"))["rows"]
-    return rows
 
 
 def right(data: str, case: str, mode: str | None, targets: tuple[int, ...]) -> bool:
@@ -242,7 +236,7 @@ def main() -> None:
     )
     options = parser.parse_args()
     torch.set_num_threads(1)
-    known = {(row["data"], row["case"]) for row in _rows(_benign_file())}
+    known = {(row["data"], row["case"]) for row in rows_in(_benign_file())}
     cases = [case.resolve() for case in options.cases]
     if not options.benign:  # those cannot test it
         cases = [case for case in cases if (case.parent.name, case.name) not in known]

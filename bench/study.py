@@ -27,7 +27,7 @@ import numpy as np
 import torch
 from rich.console import Console
 
-from bench._setup import draw, facts, merged, write_json
+from bench._setup import draw, facts, merged, rows_in, write_json
 from bench.attacks import BENIGN, CELLS, CLEAN_FRACTION, TARGET, WIDTH
 from bench.attacks import METHODS as ALL_METHODS
 from bench.baselines import BASELINES
@@ -381,7 +381,7 @@ def main() -> None:
     out = options.out or Path("bench/results") / f"study_{data.name}.json"
     rows = collect(options.folder, data)
     if options.add and out.exists():
-        rows = added(json.loads(out.read_text(encoding="utf-8"))["rows"], rows)
+        rows = added(rows_in(out), rows)
     on_gpu = options.device != "cpu" and torch.cuda.is_available()
     write_json(out, {**facts("cuda" if on_gpu else "cpu"), "rows": rows})
 

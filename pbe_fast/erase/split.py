@@ -20,6 +20,7 @@ Where nearly all images of a class are triggered, its own are too few to set the
 :func:`part_shown` takes it from what a partly purified model makes of the images.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -181,18 +182,13 @@ def part_shown(
     middle: Floats = np.mean(list(means.values()), 0)  # for what shows a class without images
     seen = np.nan_to_num(shown[ids], nan=-1).astype(int).tolist()
     added = space.rows(ids) @ whitener - np.stack([means.get(one, middle) for one in seen])
-    along, fold = np.empty(len(ids)), np.arange(len(ids)) % _FOLDS
-    for index in range(_FOLDS):  # a row would pull the direction towards itself
-        direction = added[fold != index].mean(0)
-        length = np.linalg.norm(direction) + _TINY
-        along[fold == index] = added[fold == index] @ direction / length
+    along = _along(added, np.arange(len(ids)) % _FOLDS, lambda rest: added[rest].mean(0))
     mixture = _two_gaussians(along)
     if not mixture or mixture.gain <= _GAIN_PARTED or mixture.separation <= _SEPARATION_AGAIN:
         return None
-    smaller = mixture.odds > 0
-    ahead = smaller.any() and along[smaller].mean() > along[~smaller].mean()
+    odds = mixture.odds if _smaller_ahead(mixture, along) else -mixture.odds
     parted = np.full(len(labels), np.nan, np.float32)
-    parted[ids] = (mixture.odds if ahead else -mixture.odds).clip(-_MOST, _MOST)
+    parted[ids] = odds.clip(-_MOST, _MOST)
     return parted
 
 
@@ -331,24 +327,37 @@ def _further(along: Floats) -> _Mixture | None:
     mixture = _two_gaussians(along)
     if not mixture or not mixture.apart_again:
         return None
+    return mixture if _smaller_ahead(mixture, along) else None
+
+
+def _smaller_ahead(mixture: _Mixture, along: Floats) -> bool:
+    """Whether the smaller cluster is further along the line."""
     smaller = mixture.odds > 0
-    ahead = smaller.any() and along[smaller].mean() > along[~smaller].mean()
-    return mixture if ahead else None
+    return bool(smaller.any() and along[smaller].mean() > along[~smaller].mean())
 
 
 def _towards(z: Floats, hard: Mask) -> Floats:
     """``(n,)``: where each row lies along the direction from the other rows to some.
 
-    The direction is another one for each fold, and made from the other folds: a row would pull it
-    towards itself. Where the class lies as a whole must not count, as it does in other directions.
+    Where the class lies as a whole must not count, as it does in the direction of another fold.
     """
     z = z - z.mean(0)
-    fold, along = np.empty(len(z), int), np.empty(len(z))
+    fold = np.empty(len(z), int)
     for part in (hard, ~hard):
         fold[part] = np.arange(part.sum()) % _FOLDS
+    return _along(z, fold, lambda rest: z[rest & hard].mean(0) - z[rest & ~hard].mean(0))
+
+
+def _along(z: Floats, fold: Ids, towards: Callable[[Mask], Floats]) -> Floats:
+    """``(n,)``: where each row lies along a direction.
+
+    That is another one for each fold, and made from the other folds: a row would pull it towards
+    itself.
+    """
+    along = np.empty(len(z))
     for index in range(_FOLDS):
         rest = fold != index
-        direction = z[rest & hard].mean(0) - z[rest & ~hard].mean(0)
+        direction = towards(rest)
         along[~rest] = z[~rest] @ direction / (np.linalg.norm(direction) + _TINY)
     return along
 
