@@ -19,7 +19,8 @@ is trusted:
    shows many different labels, and is parted by what its images have beside what they show. A
    second look at the classes that seemed whole goes by the losses of this model, and what that
    finds waits, too. Where many classes are plainly poisoned, there is a trigger for every label:
-   the second look also goes by what sets their suspects apart, and what would wait is suspect.
+   what would wait is suspect, and so are images of any class that lie where a trigger would bring
+   them (:func:`pbe_fast.erase.trigger.trigger_odds`), which needs no cluster.
 4. *Round 1* begins with the infected model's weights again, which are more accurate, and trains on
    all that is trusted, and on the suspects with the labels that the model of round 0 gives them:
    triggered images with what they show are what unlearns a trigger best. What waits is not trained,
@@ -29,11 +30,12 @@ is trusted:
    gives that label to most of it, class by class. Else it is poisoned if it gets many different
    ones and is of more than a few images, or got them from the model of round 0, or if that is so
    in many classes; a single cluster with one other label may be photographs of something rare, and
-   stays away. Where many classes are
-   poisoned, there is a second look by the losses of this model, too.
+   stays away. Where many classes are poisoned, there is a second look by this model, too, and
+   single images are looked for again.
 6. *Round 2* goes on with the labels that the model of round 1 gives. In a poisoned class an image
    that it takes for something else has become suspect, too. A suspect that it takes for what it is
-   labelled is left out.
+   labelled is left out; but where a trigger leads to every label, one that is sure to have it gets
+   the likeliest of the other labels, as two classes that look alike can hide it from every model.
 7. *More rounds.* Suspects that are taken for what they are labelled show that the backdoor is
    still there, and need neither the trigger nor clean images for it. While they are more than a
    few, there is another such verdict and another round like round 2, twice at most.
@@ -50,7 +52,8 @@ from pbe_fast.config import SieveConfig
 from pbe_fast.data.augment import Augment
 from pbe_fast.erase.identify import Scores
 from pbe_fast.erase.progressive import Place, Round, Selection, first_subset
-from pbe_fast.erase.split import ClassSplit, Split, look_again, part_shown
+from pbe_fast.erase.split import ClassSplit, Split, look_again
+from pbe_fast.erase.trigger import part_shown, trigger_odds
 from pbe_fast.randomness import permutation
 from pbe_fast.training import Stage
 
@@ -74,6 +77,7 @@ _DOUBTFUL = 8.0  # nats of log odds, up to which an image of a poisoned class wa
 _KEPT = 0.05  # of the suspects with the label they came with, and the backdoor is not gone
 _TELLING = 20  # images, of which a number of different labels says something
 _LIKELY = 2.0  # nats of log odds, from which on an image belongs to what the second look found
+_SURE = 3.0  # nats of log odds of a trigger, from which on the label must be wrong
 
 
 @dataclass(frozen=True)
@@ -169,7 +173,7 @@ class Sieve:
         """Of each class that fell apart, by the model of round 0.
 
         Args:
-            outcome: ``(N, 2)``, see :class:`pbe_fast.erase.identify.Outcome`.
+            outcome: ``(N, 3)``, see :class:`pbe_fast.erase.identify.Outcome`.
         """
         verdicts = []
         for split in self.split.classes:
@@ -217,18 +221,22 @@ class Sieve:
             swollen.append(facts)
         poisoned = [*plain, *(found["label"] for found in swollen if found["poisoned"])]
         many = self._many(len(poisoned))
-        likely, second_look = self._look_again(outcome, suspects if many else None)
+        activations = self.activations()
+        again = look_again(activations, self.labels, self.split, outcome[:, 0])
+        likely = again.log_odds > _LIKELY
         waiting |= likely & ~np.isin(self.labels, poisoned)
-        if many:
-            suspects |= waiting & (self._second | likely)
+        odds = self._trigger_odds(activations, suspects, outcome) if many else None
+        if odds is not None:
+            suspects |= waiting & (self._second | likely) | (odds > 0)
             waiting &= ~suspects
         return self._selection(
             suspects,
             waiting,
             outcome,
+            odds,
             classes=[_facts(verdict) for verdict in verdicts],
             swollen=swollen,
-            second_look=second_look,
+            second_look=[asdict(found) for found in again.classes],
         )
 
     def _in_swollen(self, label: int, outcome: Scores) -> tuple[Mask, Mask, dict[str, Any]]:
@@ -281,13 +289,18 @@ class Sieve:
         odd = [label for label in clusters if label not in poisoned]
         suspects = np.isin(self.labels, poisoned) & (left | differs)
         facts: dict[str, Any] = {"odd": odd}
+        odds = None
         if many:
-            likely, facts["second_look"] = self._look_again(outcome, suspects)
-            likely &= ~np.isin(self.labels, poisoned)
-            suspects |= likely
-            poisoned = sorted({*poisoned, *self.labels[likely].tolist()})
+            activations = self.activations()
+            again = look_again(activations, self.labels, self.split, outcome[:, 0])
+            odds = self._trigger_odds(activations, suspects, outcome)
+            more = (again.log_odds > _LIKELY) & ~np.isin(self.labels, poisoned) | (odds > 0)
+            suspects |= more
+            poisoned = sorted({*poisoned, *self.labels[more].tolist()})
+            facts["second_look"] = [asdict(found) for found in again.classes]
         facts["poisoned"] = poisoned
-        return self._selection(suspects, left & np.isin(self.labels, odd), outcome, **facts)
+        waiting = left & np.isin(self.labels, odd)
+        return self._selection(suspects, waiting & ~suspects, outcome, odds, **facts)
 
     def judged_more(self, outcome: Scores, place: Place) -> Selection | None:
         """After round 2 and later: once more, or None where the backdoor is gone."""
@@ -340,23 +353,32 @@ class Sieve:
         """Whether so many classes are poisoned that there must be a trigger for every label."""
         return self.config.split and poisoned > max(2, _MANY_POISONED * self.num_classes)
 
-    def _look_again(
-        self, outcome: Scores, suspects: Mask | None
-    ) -> tuple[Mask, list[dict[str, Any]]]:
-        """Which images the second look finds, and what there is to say of their classes.
+    def _trigger_odds(self, activations: Scores, suspects: Mask, outcome: Scores) -> Scores:
+        """Where there is a trigger for every label: of each image, by what is suspect so far."""
+        differs = self._differs(outcome)
+        return trigger_odds(activations, self.labels, self.split, suspects, differs)
+
+    def _selection(
+        self,
+        suspects: Mask,
+        waiting: Mask,
+        outcome: Scores,
+        odds: Scores | None = None,
+        **facts: Any,
+    ) -> Selection:
+        """What is trusted, and the suspects with the labels that they get, where those differ.
 
         Args:
-            suspects: of other classes, where there is a trigger for every label.
+            odds: ``(N,)`` of a trigger. A suspect that is sure to have one and is still taken for
+                what it is labelled gets the likeliest of the other labels.
         """
-        triggered = None if suspects is None else suspects & self._differs(outcome)
-        again = look_again(self.activations(), self.labels, self.split, outcome[:, 0], triggered)
-        return again.log_odds > _LIKELY, [asdict(found) for found in again.classes]
-
-    def _selection(self, suspects: Mask, waiting: Mask, outcome: Scores, **facts: Any) -> Selection:
-        """What is trusted, and the suspects with the labels that they get, where those differ."""
         labels = self.labels.copy()
         changed = suspects & self._differs(outcome) & self.config.relabel
         labels[changed] = outcome[changed, 1].astype(np.int64)
+        if odds is not None and self.config.relabel:
+            sure = suspects & ~changed & (odds > _SURE)
+            labels[sure] = outcome[sure, 2].astype(np.int64)
+            changed |= sure
         ids = np.flatnonzero(changed | (self._known & ~suspects & ~waiting))
         masks = {"suspects": suspects, "relabelled": changed, "waiting": waiting}
         counts = {name: int(mask.sum()) for name, mask in masks.items()}

@@ -37,10 +37,11 @@ SECOND_LOOK = False
 
 
 def _outcome(changes: dict[int, int] | None = None) -> np.ndarray:
-    """Every image gets its label but for some; losses tell which."""
-    outcome = np.stack([np.full(len(LABELS), 0.1), LABELS], 1).astype(np.float32)
+    """Every image gets its label but for some; losses tell which. The next label is the second."""
+    beside = (LABELS + 1) % CLASSES
+    outcome = np.stack([np.full(len(LABELS), 0.1), LABELS, beside], 1).astype(np.float32)
     for image, label in (changes or {}).items():
-        outcome[image] = 4.0, label
+        outcome[image] = 4.0, label, label
     outcome[-1] = np.nan
     return outcome
 
@@ -134,7 +135,8 @@ def _seen(sieve: Sieve, own: int = 0) -> np.ndarray:
     labels = sieve.labels.copy()
     labels[:OWN] = own
     labels[OWN : OWN + SWOLLEN] = 1 + np.arange(SWOLLEN) % 9
-    return np.stack([np.where(labels == sieve.labels, 0.1, 4.0), labels], 1).astype(np.float32)
+    losses = np.where(labels == sieve.labels, 0.1, 4.0)
+    return np.stack([losses, labels, labels], 1).astype(np.float32)
 
 
 def _parted_features() -> np.ndarray:
@@ -218,13 +220,13 @@ def test_a_large_class_that_is_no_poison_is_trusted(shows: str) -> None:
     outcome = _seen(sieve)
     here = sieve.labels == 0
     if shows == "its own label":
-        outcome[here] = 0.1, 0
+        outcome[here] = 0.1, 0, 1
     elif shows == "one other":
-        outcome[here] = 4.0, 7
+        outcome[here] = 4.0, 7, 7
     elif shows == "most of it four others":
         outcome[here, 1] = 1 + np.arange(here.sum()) % 4
     else:
-        outcome[: (OWN + SWOLLEN) // 2 + 1] = 0.1, 0
+        outcome[: (OWN + SWOLLEN) // 2 + 1] = 0.1, 0, 1
     chosen = sieve.judged(outcome, _place(sieve.first()))
     [found] = chosen.facts["swollen"]
     assert (found["label"], found["poisoned"]) == (0, False)
@@ -241,10 +243,57 @@ def test_what_would_wait_is_suspect_where_many_classes_are_poisoned(
     sieve.split.log_odds[350] = -2  # doubtful, and in the larger cluster of a class that is unclear
     outcome = _outcome(dict.fromkeys([*range(10), *range(100, 110), *range(510, 520)], 3))
     for more in (range(0), range(200, 210)):  # of class 2
-        outcome[more] = 4.0, 3.0
+        outcome[more] = 4.0, 3, 3
         facts = sieve.judged(outcome, _place(sieve.first())).facts
         assert [c["label"] for c in facts["second_look"]] == [5]
         assert (facts["suspects"], facts["waiting"]) == ((60, 0) if more else (20, 40))
+
+
+def _triggered(*images: int) -> np.ndarray:
+    """Features in which these images have a trigger."""
+    features = np.random.default_rng(0).normal(size=(len(LABELS), 3))
+    features[list(images), 0] += 9
+    return features
+
+
+@pytest.mark.parametrize("relabel", [True, False])
+@pytest.mark.parametrize("again", [False, True])
+def test_where_a_trigger_leads_to_every_label_a_single_image_with_it_is_suspect(
+    again: bool, relabel: bool
+) -> None:
+    """It needs no cluster. One that a model takes for its label gets the next likely label.
+
+    Unless it has no more of a trigger than others, such as image 18: then it is left out.
+    """
+    clusters = [k * EACH + i for k in range(4) for i in range(20)]
+    sieve = _sieve(dict.fromkeys(range(4), 0.2), relabel=relabel)
+    sieve.activations = lambda: _triggered(*[i for i in clusters if i != 18], 450, 550)
+    kept = [18, 19, 550]
+    outcome = _outcome({i: (LABELS[i] + 2) % 6 for i in [*clusters, 450, 350] if i not in kept})
+    trusted = _place(np.setdiff1d(np.arange(599), clusters))
+    chosen = (sieve.judged_again if again else sieve.judged)(outcome, trusted)
+    assert chosen.labels is not None
+    got = dict(zip(chosen.ids.tolist(), chosen.labels.tolist(), strict=True))
+    assert 18 not in got
+    if not relabel:
+        assert not {19, 450, 550} & got.keys()
+        return
+    assert {image: got[image] for image in (19, 450, 550)} == {19: 1, 450: 0, 550: 0}
+    # After round 1, what shows something else in a poisoned class is suspect, too.
+    assert got[350] == (5 if again else 3)
+    changed = {image for image, label in got.items() if label != LABELS[image]}
+    assert changed == {*clusters, 450, 550} - {18} | ({350} if again else set())
+
+
+def test_where_one_label_is_poisoned_nothing_gets_the_next_likely_label() -> None:
+    sieve = _sieve({1: 0.3})
+    sieve.activations = lambda: _triggered(*range(100, 130), 450)
+    outcome = _outcome(_others(*range(100, 129)))
+    place = _place(np.setdiff1d(np.arange(599), range(100, 130)))
+    for chosen in (sieve.judged(outcome, place), sieve.judged_again(outcome, place)):
+        assert chosen.labels is not None
+        assert 129 not in chosen.ids
+        assert chosen.labels[chosen.ids == 450] == 4
 
 
 def test_what_a_second_look_finds_waits(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -327,10 +376,10 @@ def test_two_classes_are_never_many(classes: int, poisoned: bool) -> None:
     odd = 2 if classes == 3 else 3
     labels = np.repeat(np.arange(classes), EACH)
     odds = np.full(len(labels), -50, np.float32)
-    outcome = np.stack([np.full(len(labels), 0.1), labels], 1).astype(np.float32)
+    outcome = np.stack([np.full(len(labels), 0.1), labels, labels], 1).astype(np.float32)
     for label in range(odd):
         odds[label * EACH : label * EACH + 5] = 50
-        outcome[label * EACH : label * EACH + 5] = 4.0, classes - 1
+        outcome[label * EACH : label * EACH + 5] = 4.0, classes - 1, classes - 1
     splits = tuple(ClassSplit(label, 100, 0.05, 1.0, 9.0) for label in range(odd))
     split = Split(odds, np.zeros(len(odds), bool), splits)
     features = np.zeros((len(labels), 3))
@@ -365,8 +414,8 @@ def test_of_two_classes_a_cluster_with_the_other_label_tells_nothing() -> None:
     split = Split(odds, np.zeros(len(odds), bool), (ClassSplit(0, 100, 0.1, 1.0, 9.0),))
     labels = np.repeat([0, 1], 100)
     sieve = Sieve(labels, 2, split, _activations, SieveConfig(), seed=0)
-    outcome = np.stack([np.full(200, 0.1), labels], 1).astype(np.float32)
-    outcome[:8] = 4.0, 1.0
+    outcome = np.stack([np.full(200, 0.1), labels, labels], 1).astype(np.float32)
+    outcome[:8] = 4.0, 1, 1
     facts = sieve.judged_again(outcome, _place(np.arange(10, 200))).facts
     assert (facts["poisoned"], facts["odd"]) == ([], [0])
 

@@ -1,0 +1,86 @@
+"""Two clusters along a line."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from pbe_fast.erase._space import TINY, Floats, Ids
+
+__all__ = ["FOLDS", "MOST", "Mixture", "along_directions", "first_component", "two_gaussians"]
+
+FOLDS = 5
+MOST = 50.0  # nats of log odds
+_SMOOTH = 0.05  # least standard deviation of a cluster, of the whole class' one
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """Two Gaussians along a line; ``odds`` are the log odds of the smaller one."""
+
+    odds: Floats
+    gain: float
+    separation: float
+
+    def smaller_ahead(self, along: Floats) -> bool:
+        """Whether the smaller cluster is further along the line."""
+        smaller = self.odds > 0
+        return bool(smaller.any() and along[smaller].mean() > along[~smaller].mean())
+
+
+def first_component(z: Floats) -> Floats:
+    """``(n,)``: where each row lies along the direction in which they differ most."""
+    centred = z - z.mean(0)
+    # Of the smaller one of the two products, which has the same values.
+    if len(z) < z.shape[1]:
+        _, vectors = np.linalg.eigh(centred @ centred.T)
+        along: Floats = vectors[:, -1]
+    else:
+        _, vectors = np.linalg.eigh(centred.T @ centred)
+        along = centred @ vectors[:, -1]
+    return along
+
+
+def along_directions(z: Floats, fold: Ids, towards: Callable[[int], Floats]) -> Floats:
+    """``(n,)``: where each row lies along a direction, in units of the space.
+
+    Args:
+        z: ``(n, D)``.
+        fold: ``(n,)``, of each row, below :data:`FOLDS`.
+        towards: the direction of a fold, ``(D,)`` of any length. It is to be made from the rows of
+            the other folds, as a row would pull it towards itself.
+    """
+    along = np.empty(len(z))
+    for index in range(FOLDS):
+        here, direction = fold == index, towards(index)
+        along[here] = z[here] @ direction / (np.linalg.norm(direction) + TINY)
+    return along
+
+
+def two_gaussians(values: Floats, steps: int = 100) -> Mixture | None:
+    """Expectation maximisation from several cuts; the best one that does not shrink to nothing."""
+    u = (values - values.mean()) / (values.std() + TINY)
+    best: Mixture | None = None
+    for cut in (0.05, 0.1, 0.3, 0.5, 0.7, 0.9, 0.95):
+        share = (u > np.quantile(u, cut)).astype(float)
+        for _ in range(steps):
+            if not 3 <= share.sum() <= len(u) - 3:
+                break
+            logs, means, variances = [], [], []
+            for part in (1 - share, share):
+                means.append((part * u).sum() / part.sum())
+                spread = (part * (u - means[-1]) ** 2).sum() / part.sum()
+                variances.append(max(spread, _SMOOTH**2))
+                distance = (u - means[-1]) ** 2 / variances[-1]
+                logs.append(np.log(part.mean()) - 0.5 * (np.log(variances[-1]) + distance))
+            before, share = share, 1 / (1 + np.exp(np.clip(logs[0] - logs[1], -50, 50)))
+            if np.abs(share - before).max() < 1e-4:
+                break
+        if not 3 <= share.sum() <= len(u) - 3:
+            continue
+        gain = float(np.logaddexp(*logs).mean()) + 0.5  # one Gaussian has -0.5, constants aside
+        if best is None or gain > best.gain:
+            odds = logs[1] - logs[0] if share.mean() <= 0.5 else logs[0] - logs[1]
+            separation = abs(means[1] - means[0]) / np.sqrt(np.mean(variances))
+            best = Mixture(odds, gain, float(separation))
+    return best

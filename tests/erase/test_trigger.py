@@ -1,0 +1,146 @@
+"""What a known trigger tells of single images, on activations whose truth is known."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pbe_fast.erase.split import split_classes
+from pbe_fast.erase.trigger import part_shown, trigger_odds
+from tests.erase._activations import activations
+
+IN_MANY = {(0, 1): 60, (1, 2): 60, (2, 3): 60, (3, 0): 6}  # too few in class 0 to fall apart
+
+
+def _known(seed: int) -> tuple[np.ndarray, ...]:
+    """Poison in every class, of which that of three is known, by labels that are mostly right.
+
+    Returns:
+        features, labels, truth, suspects, and which show something else than their label.
+    """
+    features, labels, truth = activations(200, IN_MANY, seed)
+    random = np.random.default_rng(seed)
+    differs = random.random(len(labels)) < np.where(truth, 0.9, 0.03)
+    return features, labels, truth, truth & (labels != 0), differs
+
+
+@settings(max_examples=10, deadline=None)
+@given(seed=st.integers(0, 10_000))
+def test_a_trigger_that_is_known_from_other_classes_is_found_in_a_few_images(seed: int) -> None:
+    features, labels, truth, suspects, differs = _known(seed)
+    split = split_classes(features, labels)
+    odds = trigger_odds(features, labels, split, suspects, differs)
+    assert odds.dtype == np.float32
+    assert (odds[truth] > 0).mean() > 0.97
+    assert (odds[truth & (labels == 0)] > 0).mean() > 0.6
+    assert (odds[~truth] > 0).mean() < 0.01
+
+
+def test_the_other_way_along_the_trigger_is_no_trigger() -> None:
+    """Where triggers are of very different strengths, their Gaussian reaches there, too."""
+    features, labels, truth, suspects, differs = _known(0)
+    split = split_classes(features, labels)
+    moved = features.astype(np.float32)
+    trigger = moved[suspects].mean(0) - moved[~suspects].mean(0)
+    moved[suspects] += np.linspace(-0.8, 3, suspects.sum())[:, None] * trigger
+    moved[truth & ~suspects] += trigger
+    image = np.flatnonzero(~truth & (labels == 0) & ~differs)[0]
+    for lengths, found in ((0.0, False), (1.0, True), (-3.0, False)):
+        there = moved.copy()
+        there[image] += lengths * trigger
+        odds = trigger_odds(there, labels, split, suspects, differs)
+        assert (odds[image] > 0) == found
+
+
+def test_where_a_class_lies_does_not_count() -> None:
+    features, labels, truth, suspects, differs = _known(0)
+    trigger = features[suspects].astype(float).mean(0) - features[~suspects].astype(float).mean(0)
+    far = (features + np.array([3, -2, 1, 0])[labels][:, None] * trigger).astype(np.float32)
+    odds = trigger_odds(far, labels, split_classes(far, labels), suspects, differs)
+    assert (odds[truth] > 0).mean() > 0.97
+    assert (odds[~truth] > 0).mean() < 0.01
+
+
+def test_what_a_model_takes_for_something_else_is_likelier_triggered() -> None:
+    features, labels, truth, suspects, differs = _known(0)
+    split, image = split_classes(features, labels), np.flatnonzero(~truth & ~differs)[0]
+    before = trigger_odds(features, labels, split, suspects, differs)[image]
+    differs[image] = True
+    after = trigger_odds(features, labels, split, suspects, differs)[image]
+    assert 4 < after - before < 8  # log(0.9 / 0.03) - log(0.1 / 0.97)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_direction_that_means_nothing_tells_nothing(seed: int) -> None:
+    """Suspects at random: they must not pull the direction to themselves."""
+    features, labels, _ = activations(60, {}, seed)
+    suspects, differs = np.random.default_rng(seed).random((2, len(labels))) < [[0.3], [0.5]]
+    odds = trigger_odds(features, labels, split_classes(features, labels), suspects, differs)
+    mine, others = odds[suspects & differs], odds[~suspects & differs]
+    assert abs(np.median(mine) - np.median(others)) < 0.5
+    assert (odds > 0).mean() < 0.02
+
+
+def test_where_hardly_anything_is_suspect_nothing_is_known() -> None:
+    features, labels, truth, suspects, differs = _known(0)
+    features[3] = np.nan
+    split = split_classes(features, labels)
+    few = np.zeros_like(suspects)
+    few[np.flatnonzero(suspects & differs)[:19]] = True
+    for chosen in (few, np.ones_like(few), few & ~few):
+        odds = trigger_odds(features, labels, split, chosen, differs)
+        assert np.isnan(odds[3])
+        assert (np.delete(odds, 3) == -50).all()
+    assert (trigger_odds(features, labels, split, suspects, differs)[truth] > 0).mean() > 0.9
+    nobody = np.full_like(features, np.nan)
+    assert np.isnan(trigger_odds(nobody, labels, split, suspects, differs)).all()
+
+
+# a class that is nearly all poison
+
+
+def _mostly_triggered(seed: int) -> tuple[np.ndarray, ...]:
+    """Class 0 with 40 images of its own and 1,200 with a trigger, and what they are taken for."""
+    features, labels, truth = activations(40, {(k, 0): 400 for k in (1, 2, 3)}, seed)
+    return features, labels, truth, np.random.default_rng(seed).integers(1, 4, len(labels)) * 1.0
+
+
+@pytest.mark.parametrize("seed", [0, 2, 4])
+def test_a_class_is_parted_though_all_labels_are_wrong(seed: int) -> None:
+    """Two of three triggered images are taken for a wrong class, and all of the others."""
+    features, labels, truth, shown = _mostly_triggered(seed)
+    split = split_classes(features, labels)
+    assert 0 not in [found.label for found in split.classes]
+    parted = part_shown(features, labels, split, 0, shown)
+    assert parted is not None
+    here = labels == 0
+    assert np.isnan(parted[~here]).all()
+    assert ((parted > 0) == truth)[here].mean() > 0.98
+    assert (parted[here & ~truth] < 0).mean() > 0.9
+
+
+def test_a_class_that_is_whole_is_not_parted() -> None:
+    features, labels, _ = activations(400, {})
+    shown = np.random.default_rng(0).integers(1, 4, len(labels)) * 1.0
+    assert part_shown(features, labels, split_classes(features, labels), 0, shown) is None
+
+
+def test_a_class_of_few_images_is_not_parted() -> None:
+    features, labels, _, shown = _mostly_triggered(0)
+    kept = np.flatnonzero(labels != 0)
+    kept = np.sort(np.append(kept, np.flatnonzero(labels == 0)[:19]))
+    split = split_classes(features[kept], labels[kept])
+    assert part_shown(features[kept], labels[kept], split, 0, shown[kept]) is None
+    assert part_shown(features[kept], labels[kept], split, 9, shown[kept]) is None
+    one = np.flatnonzero(labels == 1)  # nothing to compare with
+    alone = split_classes(features[one], labels[one])
+    assert part_shown(features[one], labels[one], alone, 1, shown[one]) is None
+
+
+def test_images_that_could_not_be_read_are_in_neither_part() -> None:
+    features, labels, _, shown = _mostly_triggered(0)
+    lost = np.flatnonzero(labels == 0)[:3]
+    features[lost], shown[lost] = np.nan, np.nan
+    parted = part_shown(features, labels, split_classes(features, labels), 0, shown)
+    assert parted is not None
+    assert np.isnan(parted[lost]).all()
