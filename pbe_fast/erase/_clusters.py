@@ -10,6 +10,8 @@ from pbe_fast.erase._space import TINY, Floats, Ids
 __all__ = ["FOLDS", "MOST", "Mixture", "along_directions", "first_component", "two_gaussians"]
 
 FOLDS = 5
+_GAIN = 0.15  # nats by image
+_SEPARATION = 3.0  # of the means, in standard deviations; two Gaussians show two humps from 2 on
 MOST = 50.0  # nats of log odds
 _SMOOTH = 0.05  # least standard deviation of a cluster, of the whole class' one
 
@@ -22,10 +24,10 @@ class Mixture:
     gain: float
     separation: float
 
-    def smaller_ahead(self, along: Floats) -> bool:
-        """Whether the smaller cluster is further along the line."""
-        smaller = self.odds > 0
-        return bool(smaller.any() and along[smaller].mean() > along[~smaller].mean())
+    @property
+    def falls_apart(self) -> bool:
+        """Whether that is more than chance."""
+        return self.gain > _GAIN and self.separation > _SEPARATION
 
 
 def first_component(z: Floats) -> Floats:

@@ -35,8 +35,6 @@ from pbe_fast.erase._space import LEAST, Features, Floats, Mask, Space
 
 __all__ = ["ClassSplit", "Split", "look_again", "split_classes"]
 
-_GAIN = 0.15  # nats by image
-_SEPARATION = 3.0  # of the means, in standard deviations; two Gaussians show two humps from 2 on
 _PASSES = 3
 # The second look, and the clusters within a cluster. On drawn signs classes without poison gained
 # up to 0.05 by the look, the others from 0.17 on.
@@ -96,7 +94,7 @@ def split_classes(features: Features, labels: npt.NDArray[np.integer]) -> Split:
         found, second = {}, np.zeros(len(labels), bool)
         for label, ids in space.large():
             mixture = two_gaussians(first_component(space.rows(ids) @ whitener))
-            if mixture and mixture.gain > _GAIN and mixture.separation > _SEPARATION:
+            if mixture and mixture.falls_apart:
                 found[label] = mixture
                 second[ids] = mixture.odds > 0
     split = _split(space, found)
