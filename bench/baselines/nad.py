@@ -12,8 +12,9 @@ momentum 0.9 and weight decay 1e-4, a learning rate of 0.1 that is divided by te
 epochs, and Cutout (DeVries and Taylor, arXiv 1708.04552) beside crops: a square of 9 of 32 pixels.
 The authors' code has Nesterov's momentum. The paper fits beta to each attack; ours is 500, 1000 and
 1000 for the last three stages, with the mean over positions in the place of the square's sum, as
-BackdoorBench (Wu et al., NeurIPS 2022) has it. A stage is found by its resolution, as that differs
-from one stage to the next.
+BackdoorBench (Wu et al., NeurIPS 2022) has it, and so is the learning rate that goes with it, 0.01:
+with the paper's 0.1 a narrow network's ACC fell to 12 %. A stage is found by its resolution, as
+that differs from one stage to the next.
 """
 
 from copy import deepcopy
@@ -48,7 +49,7 @@ class Distillation:
 
     epochs: int = 10
     batch_size: int = 64
-    lr: float = 0.1
+    lr: float = 0.01
     decay_epochs: int = 2
     momentum: float = 0.9
     weight_decay: float = 1e-4
