@@ -24,6 +24,7 @@ Scores = npt.NDArray[Any]  # floating
 
 _KEY = "pbe_fast_scores_of"
 _DIGEST = "pbe_fast_sha256"
+_FORMAT = 2  # rises with what is told of an image, so that a run of before asks anew
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ class ScoreFiles:
         return scores if whole and metadata.get(_KEY) == self._key(manifest, shard) else None
 
     def _key(self, manifest: Manifest, shard: int) -> str:
-        return f"{self.look} {self.key} {manifest.shards[shard].sha256}"
+        return f"{_FORMAT} {self.look} {self.key} {manifest.shards[shard].sha256}"
 
 
 def _digest(scores: Scores) -> str:

@@ -20,7 +20,9 @@ is trusted:
    second look at the classes that seemed whole goes by the losses of this model, and what that
    finds waits, too. Where many classes are plainly poisoned, there is a trigger for every label:
    what would wait is suspect, and so are images of any class that lie where a trigger would bring
-   them (:func:`pbe_fast.erase.trigger.trigger_odds`), which needs no cluster.
+   them (:func:`pbe_fast.erase.trigger.find_triggered`), which needs no cluster. A class in which
+   the model takes most of those for what they are labelled looks like another one, which hides the
+   trigger from every model: there they get the likeliest of the other labels.
 4. *Round 1* begins with the infected model's weights again, which are more accurate, and trains on
    all that is trusted, and on the suspects with the labels that the model of round 0 gives them:
    triggered images with what they show are what unlearns a trigger best. What waits is not trained,
@@ -34,8 +36,7 @@ is trusted:
    single images are looked for again.
 6. *Round 2* goes on with the labels that the model of round 1 gives. In a poisoned class an image
    that it takes for something else has become suspect, too. A suspect that it takes for what it is
-   labelled is left out; but where a trigger leads to every label, one that is sure to have it gets
-   the likeliest of the other labels, as two classes that look alike can hide it from every model.
+   labelled is left out.
 7. *More rounds.* Suspects that are taken for what they are labelled show that the backdoor is
    still there, and need neither the trigger nor clean images for it. While they are more than a
    few, there is another such verdict and another round like round 2, twice at most.
@@ -53,7 +54,7 @@ from pbe_fast.data.augment import Augment
 from pbe_fast.erase.identify import Scores
 from pbe_fast.erase.progressive import Place, Round, Selection, first_subset
 from pbe_fast.erase.split import ClassSplit, Split, look_again
-from pbe_fast.erase.trigger import part_shown, trigger_odds
+from pbe_fast.erase.trigger import Triggered, find_triggered, part_shown
 from pbe_fast.randomness import permutation
 from pbe_fast.training import Stage
 
@@ -77,7 +78,6 @@ _DOUBTFUL = 8.0  # nats of log odds, up to which an image of a poisoned class wa
 _KEPT = 0.05  # of the suspects with the label they came with, and the backdoor is not gone
 _TELLING = 20  # images, of which a number of different labels says something
 _LIKELY = 2.0  # nats of log odds, from which on an image belongs to what the second look found
-_SURE = 3.0  # nats of log odds of a trigger, from which on the label must be wrong
 
 
 @dataclass(frozen=True)
@@ -225,15 +225,17 @@ class Sieve:
         again = look_again(activations, self.labels, self.split, outcome[:, 0])
         likely = again.log_odds > _LIKELY
         waiting |= likely & ~np.isin(self.labels, poisoned)
-        odds = self._trigger_odds(activations, suspects, outcome) if many else None
-        if odds is not None:
-            suspects |= waiting & (self._second | likely) | (odds > 0)
+        lasting = None
+        if many:
+            found = self._triggered(activations, suspects, outcome)
+            suspects |= waiting & (self._second | likely) | (found.log_odds > 0)
             waiting &= ~suspects
+            lasting = found.lasting
         return self._selection(
             suspects,
             waiting,
             outcome,
-            odds,
+            lasting,
             classes=[_facts(verdict) for verdict in verdicts],
             swollen=swollen,
             second_look=[asdict(found) for found in again.classes],
@@ -289,18 +291,21 @@ class Sieve:
         odd = [label for label in clusters if label not in poisoned]
         suspects = np.isin(self.labels, poisoned) & (left | differs)
         facts: dict[str, Any] = {"odd": odd}
-        odds = None
+        lasting = None
         if many:
             activations = self.activations()
             again = look_again(activations, self.labels, self.split, outcome[:, 0])
-            odds = self._trigger_odds(activations, suspects, outcome)
-            more = (again.log_odds > _LIKELY) & ~np.isin(self.labels, poisoned) | (odds > 0)
+            # Not by images that may only be hard.
+            found = self._triggered(activations, suspects & left, outcome)
+            whole = ~np.isin(self.labels, poisoned)
+            more = (again.log_odds > _LIKELY) & whole | (found.log_odds > 0)
             suspects |= more
             poisoned = sorted({*poisoned, *self.labels[more].tolist()})
+            lasting = found.lasting
             facts["second_look"] = [asdict(found) for found in again.classes]
         facts["poisoned"] = poisoned
         waiting = left & np.isin(self.labels, odd)
-        return self._selection(suspects, waiting & ~suspects, outcome, odds, **facts)
+        return self._selection(suspects, waiting & ~suspects, outcome, lasting, **facts)
 
     def judged_more(self, outcome: Scores, place: Place) -> Selection | None:
         """After round 2 and later: once more, or None where the backdoor is gone."""
@@ -353,32 +358,32 @@ class Sieve:
         """Whether so many classes are poisoned that there must be a trigger for every label."""
         return self.config.split and poisoned > max(2, _MANY_POISONED * self.num_classes)
 
-    def _trigger_odds(self, activations: Scores, suspects: Mask, outcome: Scores) -> Scores:
-        """Where there is a trigger for every label: of each image, by what is suspect so far."""
+    def _triggered(self, activations: Scores, suspects: Mask, outcome: Scores) -> Triggered:
+        """Where there is a trigger for every label: what the suspects so far tell of all images."""
         differs = self._differs(outcome)
-        return trigger_odds(activations, self.labels, self.split, suspects, differs)
+        return find_triggered(activations, self.labels, self.split, suspects, differs)
 
     def _selection(
         self,
         suspects: Mask,
         waiting: Mask,
         outcome: Scores,
-        odds: Scores | None = None,
+        lasting: Mask | None = None,
         **facts: Any,
     ) -> Selection:
         """What is trusted, and the suspects with the labels that they get, where those differ.
 
         Args:
-            odds: ``(N,)`` of a trigger. A suspect that is sure to have one and is still taken for
-                what it is labelled gets the likeliest of the other labels.
+            lasting: ``(N,)``, suspects that are taken for what they are labelled and are not: they
+                get the likeliest of the other labels.
         """
         labels = self.labels.copy()
         changed = suspects & self._differs(outcome) & self.config.relabel
         labels[changed] = outcome[changed, 1].astype(np.int64)
-        if odds is not None and self.config.relabel:
-            sure = suspects & ~changed & (odds > _SURE)
-            labels[sure] = outcome[sure, 2].astype(np.int64)
-            changed |= sure
+        if lasting is not None and self.config.relabel:
+            last = suspects & lasting
+            labels[last] = outcome[last, 2].astype(np.int64)
+            changed |= last
         ids = np.flatnonzero(changed | (self._known & ~suspects & ~waiting))
         masks = {"suspects": suspects, "relabelled": changed, "waiting": waiting}
         counts = {name: int(mask.sum()) for name, mask in masks.items()}

@@ -36,10 +36,6 @@ from pbe_fast.erase._space import LEAST, Features, Floats, Mask, Space
 __all__ = ["ClassSplit", "Split", "look_again", "split_classes"]
 
 _PASSES = 3
-# The second look, and the clusters within a cluster. On drawn signs classes without poison gained
-# up to 0.05 by the look, the others from 0.17 on.
-_GAIN_AGAIN = 0.1
-_SEPARATION_AGAIN = 2.0
 _HARD = 0.1  # of a class, its images with the highest losses
 
 
@@ -151,14 +147,9 @@ def _apart(space: Space, split: Split) -> Mask:
             if len(cluster) < LEAST:
                 continue
             mixture = two_gaussians(first_component(space.rows(cluster) @ whitener))
-            if mixture and _found_again(mixture):
+            if mixture and mixture.falls_apart_on_a_hint:
                 apart[cluster] = mixture.odds > 0
     return apart
-
-
-def _found_again(mixture: Mixture) -> bool:
-    """Whether that is enough for a second look."""
-    return mixture.gain > _GAIN_AGAIN and mixture.separation > _SEPARATION_AGAIN
 
 
 def _harder(z: Floats, losses: Floats) -> Mixture | None:
@@ -167,7 +158,7 @@ def _harder(z: Floats, losses: Floats) -> Mixture | None:
     if min(hard.sum(), (~hard).sum()) < FOLDS:
         return None
     mixture = two_gaussians(_towards(z, hard))
-    if not mixture or not _found_again(mixture):
+    if not mixture or not mixture.falls_apart_on_a_hint:
         return None
     return mixture if mixture.odds[hard].mean() >= mixture.odds[~hard].mean() else None
 

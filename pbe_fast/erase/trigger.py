@@ -2,9 +2,12 @@
 
 What a trigger adds to the infected model's activations is much the same in all classes, so its
 direction can be taken from some classes and looked for in others, where few images have it
-(:func:`trigger_odds`), or from a class of which nearly all have it (:func:`part_shown`). Neither
+(:func:`find_triggered`), or from a class of which nearly all have it (:func:`part_shown`). Neither
 needs a class to fall apart.
 """
+
+from dataclasses import dataclass
+from math import lgamma, log, pi
 
 import numpy as np
 import numpy.typing as npt
@@ -13,28 +16,50 @@ from pbe_fast.erase._clusters import FOLDS, MOST, along_directions, first_compon
 from pbe_fast.erase._space import LEAST, TINY, Features, Floats, Ids, Mask, Space
 from pbe_fast.erase.split import Split
 
-__all__ = ["part_shown", "trigger_odds"]
+__all__ = ["Triggered", "find_triggered", "part_shown"]
 
-# Of what the others have along a trigger. Own images of two classes of GTSRB had 0.31 at most,
-# clusters of nothing but triggered ones 0.64 and more.
+# Of what images of the class have along a trigger on average. Own images of a class of GTSRB had
+# 0.30 at most, clusters of triggered ones 0.59 at least, with two triggers.
 _LESS = 0.5
 _RAREST = 1e-3  # rate that can be told from a number of images
+_SURE = 3.0  # nats of log odds
 _MAD = 1.4826  # of a Gaussian's median absolute deviation, to its standard deviation
+_FREEDOM = 4  # of the Student distribution
+# Logarithms of the constants of the two densities.
+_GAUSSIAN = -0.5 * log(2 * pi)
+_STUDENT = lgamma((_FREEDOM + 1) / 2) - lgamma(_FREEDOM / 2) - 0.5 * log(_FREEDOM * pi)
 
 
-def trigger_odds(
+@dataclass(frozen=True)
+class Triggered:
+    """What the trigger that is known of some images tells of all.
+
+    Attributes:
+        log_odds: ``(N,)`` float32 in [-50, 50], of having it; NaN where features are.
+        lasting: ``(N,)``, images that are sure to have it, in classes where a partly purified model
+            takes most of those for what they are labelled: there the backdoor is still alive.
+    """
+
+    log_odds: npt.NDArray[np.float32]
+    lasting: Mask
+
+
+def find_triggered(
     features: Features,
     labels: npt.NDArray[np.integer],
     split: Split,
     suspects: Mask,
     differs: Mask,
-) -> npt.NDArray[np.float32]:
-    """How likely each image has the trigger that suspects of many classes have.
+) -> Triggered:
+    """Look for the trigger that suspects of many classes have in all images.
 
-    Two facts of an image count as if they were independent. One is where it lies along the
-    direction from the middle of each class to its suspects that show something else than their
-    label, on a Gaussian of those and one of all other images. The other is whether it shows
-    something else itself. An image that lies behind the middle of the others counts as one there.
+    It has a direction, from the middle of each class to its suspects that show something else than
+    their label. Two facts of an image count as if they were independent: where it lies along that
+    direction, and whether it shows something else. A class that falls into two clusters there has
+    the trigger in the one ahead, if that is the smaller. Of single images this tells: those that
+    made the direction have a Gaussian there, and those that are no suspects a Student distribution,
+    as activations have long tails; an image behind the middle of these, or ahead of that of the
+    others, counts as one there.
 
     Args:
         features, labels: as for :func:`pbe_fast.erase.split.split_classes`.
@@ -44,58 +69,82 @@ def trigger_odds(
             label.
 
     Returns:
-        ``(N,)`` float32 in [-50, 50]: log odds, NaN where features are. Where fewer than 20
-        suspects differ nothing is known, and all are -50.
+        log odds of -50 for all where nothing is known: fewer than 20 suspects differ, fewer than 20
+        images are no suspects, or most of these lie at one point.
     """
     space = Space.of(features, labels)
     known = np.zeros(len(labels), bool)
     for ids in space.members.values():
         known[ids] = True
     suspects = suspects & known
-    triggered = suspects & differs
-    others = known & ~suspects
-    if triggered.sum() < LEAST or others.sum() < LEAST:
-        return np.where(known, -MOST, np.nan).astype(np.float32)
-    along = _along_trigger(space, space.whitener(split.log_odds > 0), triggered)
-    middle = float(np.median(along[others]))
+    makers, others = suspects & differs, known & ~suspects
+    odds, lasting = np.where(known, -MOST, np.nan), np.zeros_like(known)
+    if min(makers.sum(), others.sum()) >= LEAST:
+        whitener = space.whitener(split.log_odds > 0)
+        along = _along_trigger(space, whitener, suspects, makers)
+        rates = [differs[part].mean().clip(_RAREST, 1 - _RAREST) for part in (suspects, others)]
+        shows = np.where(differs, *(log(r / s) for r, s in (rates, (1 - rates[0], 1 - rates[1]))))
+        prior = log(suspects.sum() / others.sum())
+        odds = _single(along, makers, others) + shows + prior
+        for ids in space.members.values():
+            of_class = _ahead(along[ids])
+            if of_class is None:
+                continue
+            sure = ids[of_class > _SURE]
+            if len(sure) >= LEAST and differs[sure].mean() < 0.5:
+                lasting[sure] = ~differs[sure]
+            else:
+                of_class = of_class + shows[ids]
+            odds[ids] = np.maximum(odds[ids], of_class)
+    return Triggered(odds.clip(-MOST, MOST).astype(np.float32), lasting)
+
+
+def _single(along: Floats, makers: Mask, others: Mask) -> Floats:
+    """``(N,)``: what it tells of single images where they lie, in nats."""
+    middle, there = float(np.median(along[others])), float(along[makers].mean())
     spread = _MAD * float(np.median(np.abs(along[others] - middle)))
-    with_it = (float(along[triggered].mean()), float(along[triggered].std()))
-    ahead = np.maximum(along, middle)
-    odds = _log_density(ahead, *with_it) - _log_density(ahead, middle, spread)
-    rates = [float(differs[part].mean().clip(_RAREST, 1 - _RAREST)) for part in (suspects, others)]
-    odds += np.where(differs, *(np.log(r / s) for r, s in (rates, (1 - rates[0], 1 - rates[1]))))
-    odds += np.log(triggered.sum() / others.sum())
-    return odds.clip(-MOST, MOST).astype(np.float32)
+    if spread < TINY or there <= middle:
+        return np.where(np.isnan(along), np.nan, -MOST)
+    place = along.clip(middle, there)
+    deviation = max(float(along[makers].std()), spread)
+    ratio = -0.5 * ((place - there) / deviation) ** 2 - np.log(deviation) + _GAUSSIAN
+    ratio += (_FREEDOM + 1) / 2 * np.log1p(((place - middle) / spread) ** 2 / _FREEDOM)
+    with_constants: Floats = ratio + np.log(spread) - _STUDENT
+    return with_constants
 
 
-def _along_trigger(space: Space, whitener: Floats, triggered: Mask) -> Floats:
+def _ahead(along: Floats) -> Floats | None:
+    """Log odds of the cluster of a class that is further along, if it is the smaller of two."""
+    mixture = two_gaussians(along) if len(along) >= LEAST else None
+    if not mixture or not mixture.falls_apart_on_a_hint:
+        return None
+    smaller = mixture.odds > 0
+    return mixture.odds if along[smaller].mean() > along[~smaller].mean() else None
+
+
+def _along_trigger(space: Space, whitener: Floats, suspects: Mask, makers: Mask) -> Floats:
     """``(N,)``: how far each image is from the middle of its class along the trigger's direction.
 
-    The middle is that of the images which are not known to be triggered, if there are any.
+    The middle is that of the images which are not suspect, if there are any.
     """
-    fold = np.zeros(len(triggered), int)
+    fold = np.zeros(len(makers), int)
     sums = np.zeros((FOLDS, len(space.mean)))
     middles: dict[int, Floats] = {}
+    so_far = 0
     for label, ids in space.members.items():
         rows = space.rows(ids) @ whitener
-        here = triggered[ids]
-        middles[label] = np.median(rows if here.all() else rows[~here], 0)
-        fold[ids[here]] = np.arange(here.sum()) % FOLDS
+        here, trusted = makers[ids], ~suspects[ids]
+        middles[label] = np.median(rows[trusted] if trusted.any() else rows, 0)
+        fold[ids[here]] = (so_far + np.arange(here.sum())) % FOLDS
+        so_far += int(here.sum())
         for index in range(FOLDS):
             part = rows[here & (fold[ids] == index)]
             sums[index] += (part - middles[label]).sum(0)
-    along = np.full(len(triggered), np.nan)
+    along = np.full(len(makers), np.nan)
     for label, ids in space.members.items():
         rows = space.rows(ids) @ whitener - middles[label]
         along[ids] = along_directions(rows, fold[ids], lambda index: sums.sum(0) - sums[index])
     return along
-
-
-def _log_density(values: Floats, mean: float, deviation: float) -> Floats:
-    """Of a Gaussian, up to the constant that all have."""
-    deviation = deviation + TINY
-    density: Floats = -0.5 * ((values - mean) / deviation) ** 2 - np.log(deviation)
-    return density
 
 
 def part_shown(
@@ -109,7 +158,8 @@ def part_shown(
 
     Its own images show a few labels, and among those that show one of them they are not few: there
     they form a cluster. It is theirs if it has less than half of what the images of the class have
-    beside the means of the classes that they show, on average, which is the trigger.
+    beside the means of the classes that they show, on average, which is the trigger. An image that
+    shows the class itself may be either.
 
     Args:
         features, labels: as for :func:`pbe_fast.erase.split.split_classes`.
@@ -135,16 +185,16 @@ def part_shown(
     added = rows - np.stack([means.get(one, middle) for one in seen.tolist()])
     fold = np.arange(len(ids)) % FOLDS
     along = along_directions(added, fold, lambda index: added[fold != index].mean(0))
-    odds, found = np.full(len(ids), MOST), False
+    odds, found = np.where(seen == label, 0.0, MOST), False
     for one in np.unique(seen):
         here = seen == one
         mixture = two_gaussians(first_component(rows[here])) if here.sum() >= LEAST else None
         if not mixture or not mixture.falls_apart:
             continue
-        smaller = mixture.odds > 0
-        ahead = along[here][smaller].mean() > along[here][~smaller].mean()
+        smaller, where = mixture.odds > 0, along[here]
+        ahead = where[smaller].mean() > where[~smaller].mean()
         own = ~smaller if ahead else smaller
-        if along[here][own].mean() < _LESS * along[here][~own].mean():
+        if where[own].mean() < _LESS * along.mean():
             odds[here], found = mixture.odds if ahead else -mixture.odds, True
     if not found:
         return None

@@ -136,7 +136,8 @@ def _seen(sieve: Sieve, own: int = 0) -> np.ndarray:
     labels[:OWN] = own
     labels[OWN : OWN + SWOLLEN] = 1 + np.arange(SWOLLEN) % 9
     losses = np.where(labels == sieve.labels, 0.1, 4.0)
-    return np.stack([losses, labels, labels], 1).astype(np.float32)
+    beside = np.where(labels == sieve.labels, (labels + 1) % 10, labels)
+    return np.stack([losses, labels, beside], 1).astype(np.float32)
 
 
 def _parted_features() -> np.ndarray:
@@ -261,28 +262,30 @@ def _triggered(*images: int) -> np.ndarray:
 def test_where_a_trigger_leads_to_every_label_a_single_image_with_it_is_suspect(
     again: bool, relabel: bool
 ) -> None:
-    """It needs no cluster. One that a model takes for its label gets the next likely label.
+    """It needs no cluster. A class that keeps most of its triggered images loses them anyway.
 
-    Unless it has no more of a trigger than others, such as image 18: then it is left out.
+    There they get the next likely label. Image 19 of a class that keeps few is left out.
     """
-    clusters = [k * EACH + i for k in range(4) for i in range(20)]
-    sieve = _sieve(dict.fromkeys(range(4), 0.2), relabel=relabel)
-    sieve.activations = lambda: _triggered(*[i for i in clusters if i != 18], 450, 550)
-    kept = [18, 19, 550]
-    outcome = _outcome({i: (LABELS[i] + 2) % 6 for i in [*clusters, 450, 350] if i not in kept})
+    clusters = [k * EACH + i for k in range(4) for i in range(30)]
+    kept = [19, *range(300, 330)]
+    sieve = _sieve(dict.fromkeys(range(4), 0.3), relabel=relabel)
+    sieve.activations = lambda: _triggered(*clusters, 450)
+    outcome = _outcome({i: (LABELS[i] + 2) % 6 for i in [*clusters, 450, 260] if i not in kept})
     trusted = _place(np.setdiff1d(np.arange(599), clusters))
     chosen = (sieve.judged_again if again else sieve.judged)(outcome, trusted)
     assert chosen.labels is not None
     got = dict(zip(chosen.ids.tolist(), chosen.labels.tolist(), strict=True))
-    assert 18 not in got
+    assert 19 not in got
     if not relabel:
-        assert not {19, 450, 550} & got.keys()
+        assert not {0, 305, 450} & got.keys()
         return
-    assert {image: got[image] for image in (19, 450, 550)} == {19: 1, 450: 0, 550: 0}
+    assert {image: got[image] for image in (0, 305, 450)} == {0: 2, 305: 4, 450: 0}
     # After round 1, what shows something else in a poisoned class is suspect, too.
-    assert got[350] == (5 if again else 3)
+    assert got[260] == (4 if again else 2)
     changed = {image for image, label in got.items() if label != LABELS[image]}
-    assert changed == {*clusters, 450, 550} - {18} | ({350} if again else set())
+    assert changed == {*clusters, 450} - {19} | ({260} if again else set())
+    suspects = sieve.untrusted(_place(chosen.ids, chosen.labels))
+    assert set(np.flatnonzero(suspects)) == {*clusters, 450} | ({260} if again else set())
 
 
 def test_where_one_label_is_poisoned_nothing_gets_the_next_likely_label() -> None:

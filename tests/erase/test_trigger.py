@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pbe_fast.erase.split import split_classes
-from pbe_fast.erase.trigger import part_shown, trigger_odds
+from pbe_fast.erase.trigger import find_triggered, part_shown
 from tests.erase._activations import activations
 
 IN_MANY = {(0, 1): 60, (1, 2): 60, (2, 3): 60, (3, 0): 6}  # too few in class 0 to fall apart
@@ -29,7 +29,7 @@ def _known(seed: int) -> tuple[np.ndarray, ...]:
 def test_a_trigger_that_is_known_from_other_classes_is_found_in_a_few_images(seed: int) -> None:
     features, labels, truth, suspects, differs = _known(seed)
     split = split_classes(features, labels)
-    odds = trigger_odds(features, labels, split, suspects, differs)
+    odds = find_triggered(features, labels, split, suspects, differs).log_odds
     assert odds.dtype == np.float32
     assert (odds[truth] > 0).mean() > 0.97
     assert (odds[truth & (labels == 0)] > 0).mean() > 0.6
@@ -48,7 +48,7 @@ def test_the_other_way_along_the_trigger_is_no_trigger() -> None:
     for lengths, found in ((0.0, False), (1.0, True), (-3.0, False)):
         there = moved.copy()
         there[image] += lengths * trigger
-        odds = trigger_odds(there, labels, split, suspects, differs)
+        odds = find_triggered(there, labels, split, suspects, differs).log_odds
         assert (odds[image] > 0) == found
 
 
@@ -56,7 +56,7 @@ def test_where_a_class_lies_does_not_count() -> None:
     features, labels, truth, suspects, differs = _known(0)
     trigger = features[suspects].astype(float).mean(0) - features[~suspects].astype(float).mean(0)
     far = (features + np.array([3, -2, 1, 0])[labels][:, None] * trigger).astype(np.float32)
-    odds = trigger_odds(far, labels, split_classes(far, labels), suspects, differs)
+    odds = find_triggered(far, labels, split_classes(far, labels), suspects, differs).log_odds
     assert (odds[truth] > 0).mean() > 0.97
     assert (odds[~truth] > 0).mean() < 0.01
 
@@ -64,18 +64,20 @@ def test_where_a_class_lies_does_not_count() -> None:
 def test_what_a_model_takes_for_something_else_is_likelier_triggered() -> None:
     features, labels, truth, suspects, differs = _known(0)
     split, image = split_classes(features, labels), np.flatnonzero(~truth & ~differs)[0]
-    before = trigger_odds(features, labels, split, suspects, differs)[image]
+    before = find_triggered(features, labels, split, suspects, differs).log_odds[image]
     differs[image] = True
-    after = trigger_odds(features, labels, split, suspects, differs)[image]
+    after = find_triggered(features, labels, split, suspects, differs).log_odds[image]
     assert 4 < after - before < 8  # log(0.9 / 0.03) - log(0.1 / 0.97)
 
 
 @pytest.mark.parametrize("seed", range(4))
 def test_a_direction_that_means_nothing_tells_nothing(seed: int) -> None:
     """Suspects at random: they must not pull the direction to themselves."""
-    features, labels, _ = activations(60, {}, seed)
+    features, labels, _ = activations(200, {}, seed)
     suspects, differs = np.random.default_rng(seed).random((2, len(labels))) < [[0.3], [0.5]]
-    odds = trigger_odds(features, labels, split_classes(features, labels), suspects, differs)
+    odds = find_triggered(
+        features, labels, split_classes(features, labels), suspects, differs
+    ).log_odds
     mine, others = odds[suspects & differs], odds[~suspects & differs]
     assert abs(np.median(mine) - np.median(others)) < 0.5
     assert (odds > 0).mean() < 0.02
@@ -88,12 +90,57 @@ def test_where_hardly_anything_is_suspect_nothing_is_known() -> None:
     few = np.zeros_like(suspects)
     few[np.flatnonzero(suspects & differs)[:19]] = True
     for chosen in (few, np.ones_like(few), few & ~few):
-        odds = trigger_odds(features, labels, split, chosen, differs)
+        odds = find_triggered(features, labels, split, chosen, differs).log_odds
         assert np.isnan(odds[3])
         assert (np.delete(odds, 3) == -50).all()
-    assert (trigger_odds(features, labels, split, suspects, differs)[truth] > 0).mean() > 0.9
+    assert (
+        find_triggered(features, labels, split, suspects, differs).log_odds[truth] > 0
+    ).mean() > 0.9
     nobody = np.full_like(features, np.nan)
-    assert np.isnan(trigger_odds(nobody, labels, split, suspects, differs)).all()
+    assert np.isnan(find_triggered(nobody, labels, split, suspects, differs).log_odds).all()
+
+
+def test_long_tails_and_classes_of_unequal_spread_are_no_triggers() -> None:
+    """Pooled activations are skewed, and some classes vary more than others."""
+    features, labels, truth, suspects, differs = _known(0)
+    random = np.random.default_rng(1)
+    for noise in (random.exponential(1.0, features.shape), random.normal(size=features.shape)):
+        rows = noise * np.geomspace(0.5, 2, 4)[labels][:, None]
+        rows[truth, 0] += 10
+        found = find_triggered(rows, labels, split_classes(rows, labels), suspects, differs)
+        assert (found.log_odds[~truth] > 3).mean() < 0.01
+        assert (found.log_odds[truth] > 0).mean() > 0.8
+        assert not found.lasting.any()
+
+
+def test_one_triggered_image_in_each_of_many_classes_makes_a_direction() -> None:
+    random = np.random.default_rng(0)
+    labels = np.repeat(np.arange(30), 31)
+    rows = random.normal(size=(len(labels), 8))
+    truth = np.arange(len(labels)) % 31 == 0
+    rows[truth, 0] += 12
+    found = find_triggered(rows, labels, split_classes(rows, labels), truth & (labels > 0), truth)
+    assert (found.log_odds[truth] > 0).all()
+    assert (found.log_odds[~truth] < 0).all()
+
+
+@pytest.mark.parametrize(
+    ("images", "kept", "lasts"), [(60, 50, True), (60, 20, False), (15, 15, False)]
+)
+def test_where_a_class_keeps_most_of_its_triggered_images_its_backdoor_lasts(
+    images: int, kept: int, lasts: bool
+) -> None:
+    poisoned = {(0, 1): 60, (1, 2): 60, (2, 3): 60, (3, 0): images}
+    features, labels, truth = activations(200, poisoned)
+    here = np.flatnonzero(truth & (labels == 0))
+    differs = truth.copy()
+    differs[here[:kept]] = False
+    split = split_classes(features, labels)
+    found = find_triggered(features, labels, split, truth & (labels != 0), differs)
+    expected = set(here[:kept]) if lasts else set()
+    assert set(np.flatnonzero(found.lasting)) == expected
+    # Elsewhere what a model takes for its label is less likely to be triggered.
+    assert (found.log_odds[here[:kept]] > 0).mean() > 0.9 * lasts
 
 
 # a class that is nearly all poison
@@ -138,6 +185,16 @@ def test_clusters_that_both_have_the_trigger_are_not_parted() -> None:
     trigger = 12 * features[~own].std(0)
     features[own] = features[np.concatenate(images)[: own.sum()]] + trigger
     assert part_shown(features, labels, split_classes(features, labels), 0, shown) is None
+
+
+def test_what_shows_the_class_itself_may_be_either() -> None:
+    features, labels, truth, shown = _mostly_triggered(0)
+    own = np.flatnonzero((labels == 0) & ~truth)
+    shown[own[:15]] = 0
+    parted = part_shown(features, labels, split_classes(features, labels), 0, shown)
+    assert parted is not None
+    assert (parted[own[:15]] == 0).all()
+    assert (parted[own[15:]] < 0).mean() > 0.95
 
 
 def test_a_class_that_is_whole_is_not_parted() -> None:
