@@ -20,9 +20,10 @@ is trusted:
    second look at the classes that seemed whole goes by the losses of this model, and what that
    finds waits, too. Where many classes are plainly poisoned, there is a trigger for every label:
    what would wait is suspect, and so are images of any class that lie where a trigger would bring
-   them (:func:`pbe_fast.erase.trigger.find_triggered`), which needs no cluster. A class in which
-   the model takes most of those for what they are labelled looks like another one, which hides the
-   trigger from every model: there they get the likeliest of the other labels.
+   them (:func:`pbe_fast.erase.trigger.find_triggered`), which needs no cluster. What lies between
+   two clusters does not wait if a trigger is unlikely there. A class in which the model takes most
+   triggered images for what they are labelled looks like another one, which hides the trigger from
+   every model: there they get the likeliest of the other labels.
 4. *Round 1* begins with the infected model's weights again, which are more accurate, and trains on
    all that is trusted, and on the suspects with the labels that the model of round 0 gives them:
    triggered images with what they show are what unlearns a trigger best. What waits is not trained,
@@ -33,7 +34,8 @@ is trusted:
    ones and is of more than a few images, or got them from the model of round 0, or if that is so
    in many classes; a single cluster with one other label may be photographs of something rare, and
    stays away. Where many classes are poisoned, there is a second look by this model, too, and
-   single images are looked for again.
+   single images are looked for again; what is in no cluster is not suspect if they show that a
+   trigger is unlikely.
 6. *Round 2* goes on with the labels that the model of round 1 gives. In a poisoned class an image
    that it takes for something else has become suspect, too. A suspect that it takes for what it is
    labelled is left out.
@@ -77,7 +79,7 @@ _DIVERSE = 1.5  # times as many labels, effectively
 _DOUBTFUL = 8.0  # nats of log odds, up to which an image of a poisoned class waits
 _KEPT = 0.05  # of the suspects with the label they came with, and the backdoor is not gone
 _TELLING = 20  # images, of which a number of different labels says something
-_LIKELY = 2.0  # nats of log odds, from which on an image belongs to what the second look found
+_LIKELY = 2.0  # nats of log odds, from which on an image is likely in a cluster, or triggered
 
 
 @dataclass(frozen=True)
@@ -229,7 +231,7 @@ class Sieve:
         if many:
             found = self._triggered(activations, suspects, outcome)
             suspects |= waiting & (self._second | likely) | (found.log_odds > 0)
-            waiting &= ~suspects
+            waiting &= ~suspects & ~(found.log_odds < -_LIKELY)
             lasting = found.lasting
         return self._selection(
             suspects,
@@ -297,8 +299,10 @@ class Sieve:
             again = look_again(activations, self.labels, self.split, outcome[:, 0])
             # Not by images that may only be hard.
             found = self._triggered(activations, suspects & left, outcome)
-            whole = ~np.isin(self.labels, poisoned)
-            more = (again.log_odds > _LIKELY) & whole | (found.log_odds > 0)
+            likely = again.log_odds > _LIKELY
+            more = likely & ~np.isin(self.labels, poisoned) | (found.log_odds > 0)
+            # What is in no cluster may only be hard, or have been left out for lying between two.
+            suspects &= self._second | likely | ~(found.log_odds < -_LIKELY)
             suspects |= more
             poisoned = sorted({*poisoned, *self.labels[more].tolist()})
             lasting = found.lasting

@@ -264,12 +264,15 @@ def test_where_a_trigger_leads_to_every_label_a_single_image_with_it_is_suspect(
 ) -> None:
     """It needs no cluster. A class that keeps most of its triggered images loses them anyway.
 
-    There they get the next likely label. Image 19 of a class that keeps few is left out.
+    There they get the next likely label. Image 19 of a class that keeps few is left out. Image 260
+    is hard, and 270 between two clusters, and both are without a trigger.
     """
     clusters = [k * EACH + i for k in range(4) for i in range(30)]
     kept = [19, *range(300, 330)]
     sieve = _sieve(dict.fromkeys(range(4), 0.3), relabel=relabel)
-    sieve.activations = lambda: _triggered(*clusters, 450)
+    sieve.split.log_odds[270] = -3
+    sieve = Sieve(LABELS, CLASSES, sieve.split, lambda: _triggered(*clusters, 450),
+                  sieve.config, seed=0)  # fmt: skip
     outcome = _outcome({i: (LABELS[i] + 2) % 6 for i in [*clusters, 450, 260] if i not in kept})
     trusted = _place(np.setdiff1d(np.arange(599), clusters))
     chosen = (sieve.judged_again if again else sieve.judged)(outcome, trusted)
@@ -280,12 +283,11 @@ def test_where_a_trigger_leads_to_every_label_a_single_image_with_it_is_suspect(
         assert not {0, 305, 450} & got.keys()
         return
     assert {image: got[image] for image in (0, 305, 450)} == {0: 2, 305: 4, 450: 0}
-    # After round 1, what shows something else in a poisoned class is suspect, too.
-    assert got[260] == (4 if again else 2)
+    assert (got[260], got[270]) == (2, 2)
     changed = {image for image, label in got.items() if label != LABELS[image]}
-    assert changed == {*clusters, 450} - {19} | ({260} if again else set())
+    assert changed == {*clusters, 450} - {19}
     suspects = sieve.untrusted(_place(chosen.ids, chosen.labels))
-    assert set(np.flatnonzero(suspects)) == {*clusters, 450} | ({260} if again else set())
+    assert set(np.flatnonzero(suspects)) == {*clusters, 450}
 
 
 def test_where_one_label_is_poisoned_nothing_gets_the_next_likely_label() -> None:
