@@ -69,8 +69,8 @@ def find_triggered(
             label.
 
     Returns:
-        log odds of -50 for all where nothing is known: fewer than 20 suspects differ, fewer than 20
-        images are no suspects, or most of these lie at one point.
+        log odds of 0 for all where nothing is known: fewer than 20 suspects differ, fewer than 20
+        images are no suspects, or these lie at one point or no less far along.
     """
     space = Space.of(features, labels)
     known = np.zeros(len(labels), bool)
@@ -78,33 +78,35 @@ def find_triggered(
         known[ids] = True
     suspects = suspects & known
     makers, others = suspects & differs, known & ~suspects
-    odds, lasting = np.where(known, -MOST, np.nan), np.zeros_like(known)
-    if min(makers.sum(), others.sum()) >= LEAST:
-        whitener = space.whitener(split.log_odds > 0)
-        along = _along_trigger(space, whitener, suspects, makers)
-        rates = [differs[part].mean().clip(_RAREST, 1 - _RAREST) for part in (suspects, others)]
-        shows = np.where(differs, *(log(r / s) for r, s in (rates, (1 - rates[0], 1 - rates[1]))))
-        prior = log(suspects.sum() / others.sum())
-        odds = _single(along, makers, others) + shows + prior
-        for ids in space.members.values():
-            of_class = _ahead(along[ids])
-            if of_class is None:
-                continue
-            sure = ids[of_class > _SURE]
-            if len(sure) >= LEAST and differs[sure].mean() < 0.5:
-                lasting[sure] = ~differs[sure]
-            else:
-                of_class = of_class + shows[ids]
-            odds[ids] = np.maximum(odds[ids], of_class)
+    odds, lasting = np.where(known, 0.0, np.nan), np.zeros_like(known)
+    if min(makers.sum(), others.sum()) < LEAST:
+        return Triggered(odds.astype(np.float32), lasting)
+    along = _along_trigger(space, space.whitener(split.log_odds > 0), suspects, makers)
+    single = _single(along, makers, others)
+    if single is None:
+        return Triggered(odds.astype(np.float32), lasting)
+    rates = [differs[part].mean().clip(_RAREST, 1 - _RAREST) for part in (suspects, others)]
+    shows = np.where(differs, *(log(r / s) for r, s in (rates, (1 - rates[0], 1 - rates[1]))))
+    odds = single + shows + log(suspects.sum() / others.sum())
+    for ids in space.members.values():
+        of_class = _ahead(along[ids])
+        if of_class is None:
+            continue
+        sure = ids[of_class > _SURE]
+        if len(sure) >= LEAST and differs[sure].mean() < 0.5:
+            lasting[sure] = ~differs[sure]
+        else:
+            of_class = of_class + shows[ids]
+        odds[ids] = np.maximum(odds[ids], of_class)
     return Triggered(odds.clip(-MOST, MOST).astype(np.float32), lasting)
 
 
-def _single(along: Floats, makers: Mask, others: Mask) -> Floats:
-    """``(N,)``: what it tells of single images where they lie, in nats."""
+def _single(along: Floats, makers: Mask, others: Mask) -> Floats | None:
+    """``(N,)``: what it tells of single images where they lie, in nats; None if nothing."""
     middle, there = float(np.median(along[others])), float(along[makers].mean())
     spread = _MAD * float(np.median(np.abs(along[others] - middle)))
     if spread < TINY or there <= middle:
-        return np.where(np.isnan(along), np.nan, -MOST)
+        return None
     place = along.clip(middle, there)
     deviation = max(float(along[makers].std()), spread)
     ratio = -0.5 * ((place - there) / deviation) ** 2 - np.log(deviation) + _GAUSSIAN

@@ -92,10 +92,14 @@ def test_where_hardly_anything_is_suspect_nothing_is_known() -> None:
     for chosen in (few, np.ones_like(few), few & ~few):
         odds = find_triggered(features, labels, split, chosen, differs).log_odds
         assert np.isnan(odds[3])
-        assert (np.delete(odds, 3) == -50).all()
+        assert (np.delete(odds, 3) == 0).all()
     assert (
         find_triggered(features, labels, split, suspects, differs).log_odds[truth] > 0
     ).mean() > 0.9
+    alike = np.where(np.isnan(features), np.nan, 1).astype(np.float32)
+    found = find_triggered(alike, labels, split, suspects, differs)
+    assert set(np.delete(found.log_odds, 3)) == {0}
+    assert not found.lasting.any()
     nobody = np.full_like(features, np.nan)
     assert np.isnan(find_triggered(nobody, labels, split, suspects, differs).log_odds).all()
 
