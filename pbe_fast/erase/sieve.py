@@ -21,9 +21,9 @@ is trusted:
    finds waits, too. Where many classes are plainly poisoned, there is a trigger for every label:
    what would wait is suspect, and so are images of any class that lie where a trigger would bring
    them (:func:`pbe_fast.erase.trigger.find_triggered`), which needs no cluster. What lies between
-   two clusters does not wait if a trigger is unlikely there. A class in which the model takes most
-   triggered images for what they are labelled looks like another one, which hides the trigger from
-   every model: there they get the likeliest of the other labels.
+   two clusters, or apart in one, does not wait if a trigger is unlikely there. A class in which the
+   model takes most triggered images for what they are labelled looks like another one, which hides
+   the trigger from every model: there they get the likeliest of the other labels.
 4. *Round 1* begins with the infected model's weights again, which are more accurate, and trains on
    all that is trusted, and on the suspects with the labels that the model of round 0 gives them:
    triggered images with what they show are what unlearns a trigger best. What waits is not trained,
@@ -34,8 +34,8 @@ is trusted:
    ones and is of more than a few images, or got them from the model of round 0, or if that is so
    in many classes; a single cluster with one other label may be photographs of something rare, and
    stays away. Where many classes are poisoned, there is a second look by this model, too, and
-   single images are looked for again; what is in no cluster is not suspect if they show that a
-   trigger is unlikely.
+   single images are looked for again; what shows something else, or was doubtful, and is in no
+   cluster is not suspect if they show that a trigger is unlikely.
 6. *Round 2* goes on with the labels that the model of round 1 gives. In a poisoned class an image
    that it takes for something else has become suspect, too. A suspect that it takes for what it is
    labelled is left out.
@@ -107,7 +107,7 @@ class Sieve:
         labels: ``(N,)`` of the training set.
         num_classes: K.
         split: of the training set.
-        activations: that it was made from, ``(N, D)``; asked for once more after round 0.
+        activations: that it was made from, ``(N, D)``; asked for again after rounds.
     """
 
     def __init__(
@@ -287,7 +287,7 @@ class Sieve:
             sure = sure if sure.any() else left & here
             if differs[sure].mean() > _DISAGREE:
                 clusters[label] = sure & differs
-        many = self._many(len(clusters))
+        many = self._many(len({*clusters, *before}))
         poisoned = [k for k, sure in clusters.items() if many or self._diverse(outcome[sure, 1])]
         poisoned = sorted({*poisoned, *before})
         odd = [label for label in clusters if label not in poisoned]
@@ -302,7 +302,8 @@ class Sieve:
             likely = again.log_odds > _LIKELY
             more = likely & ~np.isin(self.labels, poisoned) | (found.log_odds > 0)
             # What is in no cluster may only be hard, or have been left out for lying between two.
-            suspects &= self._second | likely | ~(found.log_odds < -_LIKELY)
+            held = left & ~differs & ~doubtful
+            suspects &= self._second | likely | held | ~(found.log_odds < -_LIKELY)
             suspects |= more
             poisoned = sorted({*poisoned, *self.labels[more].tolist()})
             lasting = found.lasting
@@ -385,7 +386,7 @@ class Sieve:
         changed = suspects & self._differs(outcome) & self.config.relabel
         labels[changed] = outcome[changed, 1].astype(np.int64)
         if lasting is not None and self.config.relabel:
-            last = suspects & lasting
+            last = suspects & lasting & np.isfinite(outcome[:, 2])
             labels[last] = outcome[last, 2].astype(np.int64)
             changed |= last
         ids = np.flatnonzero(changed | (self._known & ~suspects & ~waiting))

@@ -23,6 +23,7 @@ __all__ = ["Triggered", "find_triggered", "part_shown"]
 _LESS = 0.5
 _RAREST = 1e-3  # rate that can be told from a number of images
 _SURE = 3.0  # nats of log odds
+_APART = 2.0  # standard deviations of the images without a trigger, which a trigger adds at least
 _MAD = 1.4826  # of a Gaussian's median absolute deviation, to its standard deviation
 _FREEDOM = 4  # of the Student distribution
 # Logarithms of the constants of the two densities.
@@ -36,8 +37,9 @@ class Triggered:
 
     Attributes:
         log_odds: ``(N,)`` float32 in [-50, 50], of having it; NaN where features are.
-        lasting: ``(N,)``, images that are sure to have it, in classes where a partly purified model
-            takes most of those for what they are labelled: there the backdoor is still alive.
+        lasting: ``(N,)``, images that are sure to have it and are taken for what they are labelled
+            by a partly purified model, as most such images of their class are: there the backdoor
+            is still alive.
     """
 
     log_odds: npt.NDArray[np.float32]
@@ -70,7 +72,7 @@ def find_triggered(
 
     Returns:
         log odds of 0 for all where nothing is known: fewer than 20 suspects differ, fewer than 20
-        images are no suspects, or these lie at one point or no less far along.
+        images are no suspects, or the direction hardly sets the two apart.
     """
     space = Space.of(features, labels)
     known = np.zeros(len(labels), bool)
@@ -105,7 +107,7 @@ def _single(along: Floats, makers: Mask, others: Mask) -> Floats | None:
     """``(N,)``: what it tells of single images where they lie, in nats; None if nothing."""
     middle, there = float(np.median(along[others])), float(along[makers].mean())
     spread = _MAD * float(np.median(np.abs(along[others] - middle)))
-    if spread < TINY or there <= middle:
+    if spread < TINY or there - middle < _APART * spread:
         return None
     place = along.clip(middle, there)
     deviation = max(float(along[makers].std()), spread)
@@ -121,7 +123,10 @@ def _ahead(along: Floats) -> Floats | None:
     if not mixture or not mixture.falls_apart_on_a_hint:
         return None
     smaller = mixture.odds > 0
-    return mixture.odds if along[smaller].mean() > along[~smaller].mean() else None
+    middle = along[~smaller].mean()
+    if along[smaller].mean() <= middle:
+        return None
+    return np.where(along > middle, mixture.odds, -MOST)  # the wider of two reaches both sides
 
 
 def _along_trigger(space: Space, whitener: Floats, suspects: Mask, makers: Mask) -> Floats:
