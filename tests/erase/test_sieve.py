@@ -201,7 +201,7 @@ def test_of_few_classes_none_is_called_nearly_all_poison() -> None:
     split = Split(np.full(len(labels), -50, np.float32), np.zeros(len(labels), bool), ())
     sieve = Sieve(labels, 4, split, lambda: np.zeros((len(labels), 3)), SieveConfig(), seed=0)
     seen = np.where(labels == 0, 1 + np.arange(len(labels)) % 3, labels)
-    outcome = np.stack([np.where(seen == labels, 0.1, 4.0), seen], 1).astype(np.float32)
+    outcome = np.stack([np.where(seen == labels, 0.1, 4.0), seen, seen], 1).astype(np.float32)
     assert sieve.judged(outcome, _place(sieve.first())).facts["suspects"] == 0
 
 
@@ -265,7 +265,8 @@ def test_where_a_trigger_leads_to_every_label_a_single_image_with_it_is_suspect(
     """It needs no cluster. A class that keeps most of its triggered images loses them anyway.
 
     There they get the next likely label. Image 19 of a class that keeps few is left out. Image 260
-    is hard, and 270 between two clusters, and both are without a trigger.
+    is hard, and 270 between two clusters, and both are without a trigger. So is 280, but it was
+    left out before, and that a model takes it for its label is no reason to train it.
     """
     clusters = [k * EACH + i for k in range(4) for i in range(30)]
     kept = [19, *range(300, 330)]
@@ -274,11 +275,12 @@ def test_where_a_trigger_leads_to_every_label_a_single_image_with_it_is_suspect(
     sieve = Sieve(LABELS, CLASSES, sieve.split, lambda: _triggered(*clusters, 450),
                   sieve.config, seed=0)  # fmt: skip
     outcome = _outcome({i: (LABELS[i] + 2) % 6 for i in [*clusters, 450, 260] if i not in kept})
-    trusted = _place(np.setdiff1d(np.arange(599), clusters))
+    trusted = _place(np.setdiff1d(np.arange(599), [*clusters, 280]))
     chosen = (sieve.judged_again if again else sieve.judged)(outcome, trusted)
     assert chosen.labels is not None
     got = dict(zip(chosen.ids.tolist(), chosen.labels.tolist(), strict=True))
     assert 19 not in got
+    assert (280 in got) != again
     if not relabel:
         assert not {0, 305, 450} & got.keys()
         return
@@ -287,7 +289,20 @@ def test_where_a_trigger_leads_to_every_label_a_single_image_with_it_is_suspect(
     changed = {image for image, label in got.items() if label != LABELS[image]}
     assert changed == {*clusters, 450} - {19}
     suspects = sieve.untrusted(_place(chosen.ids, chosen.labels))
-    assert set(np.flatnonzero(suspects)) == {*clusters, 450}
+    assert set(np.flatnonzero(suspects)) == {*clusters, 450} | ({280} if again else set())
+
+
+def test_where_there_was_a_trigger_for_every_label_it_stays_one() -> None:
+    """By the labels of the last round, though few classes show it by now."""
+    sieve = _sieve(dict.fromkeys(range(4), 0.1))
+    labels = LABELS[:599].astype(np.int64)
+    for label in range(4):
+        labels[label * EACH : label * EACH + 10] = 5
+    outcome = _outcome(dict.fromkeys(range(100, 110), 5))
+    more = sieve.judged_more(outcome, _place(np.arange(599), labels))
+    assert more is not None
+    assert "second_look" in more.facts
+    assert more.facts["poisoned"] == [0, 1, 2, 3]
 
 
 def test_where_one_label_is_poisoned_nothing_gets_the_next_likely_label() -> None:

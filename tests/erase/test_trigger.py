@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pbe_fast.erase.split import split_classes
-from pbe_fast.erase.trigger import find_triggered, part_shown
+from pbe_fast.erase.trigger import _ahead, find_triggered, part_shown
 from tests.erase._activations import activations
 
 IN_MANY = {(0, 1): 60, (1, 2): 60, (2, 3): 60, (3, 0): 6}  # too few in class 0 to fall apart
@@ -72,15 +72,25 @@ def test_what_a_model_takes_for_something_else_is_likelier_triggered() -> None:
 
 @pytest.mark.parametrize("seed", range(4))
 def test_a_direction_that_means_nothing_tells_nothing(seed: int) -> None:
-    """Suspects at random: they must not pull the direction to themselves."""
-    features, labels, _ = activations(200, {}, seed)
-    suspects, differs = np.random.default_rng(seed).random((2, len(labels))) < [[0.3], [0.5]]
-    odds = find_triggered(
-        features, labels, split_classes(features, labels), suspects, differs
-    ).log_odds
-    mine, others = odds[suspects & differs], odds[~suspects & differs]
-    assert abs(np.median(mine) - np.median(others)) < 0.5
-    assert (odds > 0).mean() < 0.02
+    """Suspects at random must not pull it to themselves; what they show is not enough alone."""
+    random = np.random.default_rng(seed)
+    labels = np.repeat(np.arange(4), 100)
+    features = random.normal(size=(400, 300))
+    suspects = random.random(400) < 0.1
+    found = find_triggered(features, labels, split_classes(features, labels), suspects, suspects)
+    assert (found.log_odds == 0).all()
+    assert not found.lasting.any()
+
+
+def test_a_wide_cluster_ahead_does_not_reach_behind_the_other() -> None:
+    random = np.random.default_rng(0)
+    along = np.concatenate([random.normal(size=300), random.normal(9, 3, 60), [-8.0, 12.0]])
+    odds = _ahead(along)
+    assert odds is not None
+    assert (odds[300:360] > 0).mean() > 0.9
+    assert odds[-2] == -50
+    assert odds[-1] > 3
+    assert _ahead(-along) is None
 
 
 def test_where_hardly_anything_is_suspect_nothing_is_known() -> None:
