@@ -223,24 +223,20 @@ class Sieve:
             swollen.append(facts)
         poisoned = [*plain, *(found["label"] for found in swollen if found["poisoned"])]
         many = self._many(len(poisoned))
-        activations = self.activations()
-        again = look_again(activations, self.labels, self.split, outcome[:, 0])
+        again, found = self._look_again(outcome, suspects if many else None)
         likely = again.log_odds > _LIKELY
         waiting |= likely & ~np.isin(self.labels, poisoned)
-        lasting = None
-        if many:
-            found = self._triggered(activations, suspects, outcome)
+        if found is not None:
             suspects |= waiting & (self._second | likely) | (found.log_odds > 0)
             waiting &= ~suspects & ~(found.log_odds < -_LIKELY)
-            lasting = found.lasting
         return self._selection(
             suspects,
             waiting,
             outcome,
-            lasting,
+            found,
             classes=[_facts(verdict) for verdict in verdicts],
             swollen=swollen,
-            second_look=[asdict(found) for found in again.classes],
+            second_look=[asdict(split) for split in again.classes],
         )
 
     def _in_swollen(self, label: int, outcome: Scores) -> tuple[Mask, Mask, dict[str, Any]]:
@@ -293,12 +289,11 @@ class Sieve:
         odd = [label for label in clusters if label not in poisoned]
         suspects = np.isin(self.labels, poisoned) & (left | differs)
         facts: dict[str, Any] = {"odd": odd}
-        lasting = None
+        found = None
         if many:
-            activations = self.activations()
-            again = look_again(activations, self.labels, self.split, outcome[:, 0])
             # Not by images that may only be hard.
-            found = self._triggered(activations, suspects & left, outcome)
+            again, found = self._look_again(outcome, suspects & left)
+            assert found is not None
             likely = again.log_odds > _LIKELY
             more = likely & ~np.isin(self.labels, poisoned) | (found.log_odds > 0)
             # What is in no cluster may only be hard, or have been left out for lying between two.
@@ -306,11 +301,9 @@ class Sieve:
             suspects &= self._second | likely | held | ~(found.log_odds < -_LIKELY)
             suspects |= more
             poisoned = sorted({*poisoned, *self.labels[more].tolist()})
-            lasting = found.lasting
-            facts["second_look"] = [asdict(found) for found in again.classes]
+            facts["second_look"] = [asdict(split) for split in again.classes]
         facts["poisoned"] = poisoned
-        waiting = left & np.isin(self.labels, odd)
-        return self._selection(suspects, waiting & ~suspects, outcome, lasting, **facts)
+        return self._selection(suspects, left & np.isin(self.labels, odd), outcome, found, **facts)
 
     def judged_more(self, outcome: Scores, place: Place) -> Selection | None:
         """After round 2 and later: once more, or None where the backdoor is gone."""
@@ -363,30 +356,38 @@ class Sieve:
         """Whether so many classes are poisoned that there must be a trigger for every label."""
         return self.config.split and poisoned > max(2, _MANY_POISONED * self.num_classes)
 
-    def _triggered(self, activations: Scores, suspects: Mask, outcome: Scores) -> Triggered:
-        """Where there is a trigger for every label: what the suspects so far tell of all images."""
+    def _look_again(self, outcome: Scores, suspects: Mask | None) -> tuple[Split, Triggered | None]:
+        """What a second look finds, and where there is a trigger for every label single images.
+
+        Args:
+            suspects: so far, where there is such a trigger.
+        """
+        activations = self.activations()
+        again = look_again(activations, self.labels, self.split, outcome[:, 0])
+        if suspects is None:
+            return again, None
         differs = self._differs(outcome)
-        return find_triggered(activations, self.labels, self.split, suspects, differs)
+        return again, find_triggered(activations, self.labels, self.split, suspects, differs)
 
     def _selection(
         self,
         suspects: Mask,
         waiting: Mask,
         outcome: Scores,
-        lasting: Mask | None = None,
+        triggered: Triggered | None = None,
         **facts: Any,
     ) -> Selection:
         """What is trusted, and the suspects with the labels that they get, where those differ.
 
         Args:
-            lasting: ``(N,)``, suspects that are taken for what they are labelled and are not: they
-                get the likeliest of the other labels.
+            triggered: those of its suspects in which the backdoor lasts, which are taken for what
+                they are labelled and are not, get the likeliest of the other labels.
         """
         labels = self.labels.copy()
         changed = suspects & self._differs(outcome) & self.config.relabel
         labels[changed] = outcome[changed, 1].astype(np.int64)
-        if lasting is not None and self.config.relabel:
-            last = suspects & lasting & np.isfinite(outcome[:, 2])
+        if triggered is not None and self.config.relabel:
+            last = suspects & triggered.lasting & np.isfinite(outcome[:, 2])
             labels[last] = outcome[last, 2].astype(np.int64)
             changed |= last
         ids = np.flatnonzero(changed | (self._known & ~suspects & ~waiting))

@@ -80,13 +80,14 @@ def find_triggered(
         known[ids] = True
     suspects = suspects & known
     makers, others = suspects & differs, known & ~suspects
-    odds, lasting = np.where(known, 0.0, np.nan), np.zeros_like(known)
+    lasting = np.zeros_like(known)
+    nothing = Triggered(np.where(known, 0.0, np.nan).astype(np.float32), lasting)
     if min(makers.sum(), others.sum()) < LEAST:
-        return Triggered(odds.astype(np.float32), lasting)
+        return nothing
     along = _along_trigger(space, space.whitener(split.log_odds > 0), suspects, makers)
     single = _single(along, makers, others)
     if single is None:
-        return Triggered(odds.astype(np.float32), lasting)
+        return nothing
     rates = [differs[part].mean().clip(_RAREST, 1 - _RAREST) for part in (suspects, others)]
     shows = np.where(differs, *(log(r / s) for r, s in (rates, (1 - rates[0], 1 - rates[1]))))
     odds = single + shows + log(suspects.sum() / others.sum())
