@@ -154,7 +154,7 @@ class Classifier(nn.Module):
         try:
             with torch.random.fork_rng(devices=devices), torch.no_grad():
                 logits = self(images)
-        except ModelError:
+        except (ModelError, torch.OutOfMemoryError):
             raise
         except Exception as error:  # any failure of foreign code is the model's, not ours
             raise ModelError(

@@ -79,6 +79,14 @@ def test_models_without_logits_are_refused(wrap: Any, message: str) -> None:
         Classifier(Means(wrap=wrap), PLAIN)
 
 
+def test_a_trial_run_that_lacks_memory_is_not_the_models_mistake() -> None:
+    def wrap(logits: Tensor) -> Tensor:
+        raise torch.OutOfMemoryError("not enough memory")
+
+    with pytest.raises(torch.OutOfMemoryError, match="not enough"):
+        Classifier(Means(wrap=wrap), PLAIN)
+
+
 def test_trial_run_leaves_no_trace() -> None:
     class Noisy(nn.Module):
         def __init__(self) -> None:

@@ -37,10 +37,11 @@ class Net(nn.Module):
         self.head = nn.Linear(8, classes)
 
     def forward(self, x):
-        self.fault("train" if self.training else "eval", len(x))
+        if len(x) > 2:  # those are a model's first try-out, before the phase that a fault is for
+            self.fault("train" if self.training else "eval")
         return self.head(self.body(x).mean((2, 3)))
 
-    def fault(self, mode, size):
+    def fault(self, mode):
         for path in HERE.glob(f"{mode}-*"):
             _, kind, after = path.name.split("-")
             try:

@@ -116,7 +116,8 @@ def test_a_run_with_all_faults_ends_in_the_same_bytes(
     assert not marker.exists()
     assert len(server.requests) > max(faults)
     said = [x for x in told.lines if "another one is started" in x or "going on from" in x]
-    assert len(said) == len(FAULTS)  # but for the splitting, and with the one who did not answer
+    # But for the splitting, and with the one who did not answer.
+    assert len(said) == len(FAULTS), said
     world.same(tmp_path / "run", expected)
 
 
