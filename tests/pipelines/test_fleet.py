@@ -109,7 +109,7 @@ def test_a_run_with_all_faults_ends_in_the_same_bytes(
             return result
 
     told = world.faults(*FAULTS)
-    unlucky = Fleet(replace(fleet.options, timeout=20.0), scorer=Dying)
+    unlucky = Fleet(replace(fleet.options, timeout=40.0), scorer=Dying)
     cache = [f"data.cache_dir={tmp_path / 'cache'}", "data.cache_bytes=10000000"]
     purify(world.config(*cache, train=server.url), tmp_path / "run", told, fleet=unlucky)
     world.require_happened(told)
