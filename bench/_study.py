@@ -24,6 +24,9 @@ ABLATION = {
     "sieve_no_split": "without the split: a random first subset",
     "sieve_no_relabel": "without new labels: suspects are left out",
     "sieve_no_adversary": "without adversarial examples in round 0",
+    "sieve_no_second_look": "without the second look at classes that seemed whole",
+    "sieve_no_single_images": "without looking for a trigger in single images",
+    "sieve_no_more_rounds": "without more than two rounds after the first",
 }
 DEFENCES = {
     "ft": "FT",
@@ -95,17 +98,17 @@ def rates_table(name: str) -> str:
 
 
 def ablation_table(name: str) -> str:
-    """Each ingredient of Sieve switched off, on the models that have every cell."""
-    by_method = _by_method(name, ABLATION)
+    """Each ingredient of Sieve switched off, on the models that have every cell that there is."""
+    by_method = {method: rows for method, rows in _by_method(name, ABLATION).items() if rows}
     shared = sorted(set.intersection(*(set(rows) for rows in by_method.values())))
     lines = []
-    for method, title in ABLATION.items():
-        rows = [by_method[method][case] for case in shared]
+    for method, found in by_method.items():
+        rows = [found[case] for case in shared]
         if rows:
             asr, gain, areas = _asr(rows), _gain(rows), [row["auroc"] for row in rows]
             cells = [f"{fmean(asr):.2f}", f"{max(asr):.2f}", f"{fmean(gain):+.2f}"]
             cells += [f"{min(gain):+.2f}", f"{fmean(areas):.4f}", f"{min(areas):.4f}"]
-            lines.append([title, len(rows), *cells])
+            lines.append([ABLATION[method], len(rows), *cells])
     heads = ["", ">models", ">ASR mean", ">ASR worst", ">ACC change, mean", ">worst", ">AUROC mean"]
     return table([*heads, ">worst"], lines)
 

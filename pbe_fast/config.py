@@ -192,6 +192,12 @@ class SieveConfig(SgdConfig):
     )
     split: bool = Field(True, description="false, for comparison: a random first subset")
     relabel: bool = Field(True, description="train suspects with the purified model's labels")
+    second_look: bool = Field(
+        True, description="look again at classes that seemed whole, with a partly purified model"
+    )
+    single_images: bool = Field(
+        True, description="where a trigger leads to every label, look for it in single images"
+    )
 
 
 class DeviceConfig(_Strict):

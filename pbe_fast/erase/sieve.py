@@ -226,9 +226,12 @@ class Sieve:
         again, found = self._look_again(outcome, suspects if many else None)
         likely = again.log_odds > _LIKELY
         waiting |= likely & ~np.isin(self.labels, poisoned)
-        if found is not None:
-            suspects |= waiting & (self._second | likely) | (found.log_odds > 0)
-            waiting &= ~suspects & ~(found.log_odds < -_LIKELY)
+        if many:
+            suspects |= waiting & (self._second | likely)
+            if found is not None:
+                suspects |= found.log_odds > 0
+                waiting &= ~(found.log_odds < -_LIKELY)
+            waiting &= ~suspects
         return self._selection(
             suspects,
             waiting,
@@ -293,12 +296,13 @@ class Sieve:
         if many:
             # Not by images that may only be hard.
             again, found = self._look_again(outcome, suspects & left)
-            assert found is not None
             likely = again.log_odds > _LIKELY
-            more = likely & ~np.isin(self.labels, poisoned) | (found.log_odds > 0)
-            # What is in no cluster may only be hard, or have been left out for lying between two.
-            held = left & ~differs & ~doubtful
-            suspects &= self._second | likely | held | ~(found.log_odds < -_LIKELY)
+            more = likely & ~np.isin(self.labels, poisoned)
+            if found is not None:
+                more |= found.log_odds > 0
+                # What is in no cluster may only be hard, or left out for lying between two.
+                held = left & ~differs & ~doubtful
+                suspects &= self._second | likely | held | ~(found.log_odds < -_LIKELY)
             suspects |= more
             poisoned = sorted({*poisoned, *self.labels[more].tolist()})
             facts["second_look"] = [asdict(split) for split in again.classes]
@@ -363,8 +367,12 @@ class Sieve:
             suspects: so far, where there is such a trigger.
         """
         activations = self.activations()
-        again = look_again(activations, self.labels, self.split, outcome[:, 0])
-        if suspects is None:
+        if self.config.second_look:
+            again = look_again(activations, self.labels, self.split, outcome[:, 0])
+        else:
+            nowhere = np.full(len(self.labels), -np.inf, np.float32)
+            again = Split(nowhere, np.zeros_like(self._second), ())
+        if suspects is None or not self.config.single_images:
             return again, None
         differs = self._differs(outcome)
         return again, find_triggered(activations, self.labels, self.split, suspects, differs)

@@ -292,6 +292,29 @@ def test_where_a_trigger_leads_to_every_label_a_single_image_with_it_is_suspect(
     assert set(np.flatnonzero(suspects)) == {*clusters, 450} | ({280} if again else set())
 
 
+def test_single_images_are_left_alone_where_that_is_switched_off() -> None:
+    """What waits is suspect all the same where a trigger leads to every label."""
+    clusters = [k * EACH + i for k in range(4) for i in range(30)]
+    sieve = _sieve(dict.fromkeys(range(4), 0.3), single_images=False)
+    sieve.activations = lambda: _triggered(*clusters, 450)
+    outcome = _outcome(_others(*range(100, 130), *range(200, 230), *range(300, 330)))
+    place = _place(np.setdiff1d(np.arange(599), clusters))
+    chosen = sieve.judged(outcome, place)
+    assert chosen.facts["suspects"] == 120
+    assert (450 in chosen.ids, 15 in chosen.ids) == (True, False)  # 15 waited
+    again = sieve.judged_again(outcome, place)
+    assert 450 in again.ids
+
+
+def test_no_second_look_where_that_is_switched_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(globals(), "SECOND_LOOK", True)
+    sieve = _sieve({}, second_look=False)
+    chosen = sieve.judged(_outcome(dict.fromkeys(range(510, 520), 3)), _place(sieve.first()))
+    assert chosen.facts["second_look"] == []
+    assert chosen.facts["waiting"] == 0
+    assert len(chosen.ids) == 599
+
+
 def test_where_there_was_a_trigger_for_every_label_it_stays_one() -> None:
     """By the labels of the last round, though few classes show it by now."""
     sieve = _sieve(dict.fromkeys(range(4), 0.1))
