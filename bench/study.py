@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from rich.console import Console
 
@@ -77,6 +78,8 @@ class DataSet:
         training: other settings of the training.
         every: so many-th training image is taken, in the order of their keys.
         whole: a class of which all are.
+        wrong: share of the training labels that are not the true ones.
+        wrong_step: how far from the true label those are; None: any other label.
         clean_fraction: of the clean training images, for methods that need some.
         target: the label that all-to-one attacks want.
     """
@@ -91,6 +94,8 @@ class DataSet:
     training: Mapping[str, Any] = field(default_factory=dict)
     every: int = 1
     whole: int | None = None
+    wrong: float = 0.0
+    wrong_step: int | None = None
     clean_fraction: float = CLEAN_FRACTION
     target: int = TARGET
 
@@ -111,12 +116,18 @@ DATA = {
     # A patch of 3 pixels is not learned from 6,000 images (ASR 1.1 %), one of 5 with one of two
     # seeds (100 and 2.2 %): crops cut off up to 4.
     "signs": DataSet("signs", 10, 600, 100, epochs=16, attacks={"badnets": {"patch_size": 8}}),
+    # Label noise without any poison: one label in ten is any other, or always the next.
+    "signs_noise": DataSet("signs_noise", 10, 600, 100, epochs=16, wrong=0.1),
+    "signs_noise_next": DataSet(
+        "signs_noise_next", 10, 600, 100, epochs=16, wrong=0.1, wrong_step=1
+    ),
     "gtsrb": DataSet("gtsrb", 43),
     "gtsrb_third": _THIRD,
     # A target with 70 images of its own, beside 1,300 poisoned ones, as with ImageNet's classes.
     "gtsrb_third_rare": replace(_THIRD, name="gtsrb_third_rare", target=0),
     # A class that is as much larger than the others without any poison.
     "gtsrb_third_large": replace(_THIRD, name="gtsrb_third_large", whole=2),
+    "gtsrb_third_noise": replace(_THIRD, name="gtsrb_third_noise", wrong=0.1),
     "cifar10": DataSet("cifar10", 10, epochs=30, width=64),  # for a GPU
 }
 
@@ -152,7 +163,16 @@ def cases(seeds: Iterable[int] = range(3)) -> Iterator[Case]:
 
 
 def prepare(folder: Path, data: DataSet, shards: Path | None) -> Path:
-    """The folder of clean shards, drawn where none is given, thinned where that is wanted."""
+    """The folder of shards without poison.
+
+    Drawn where none is given, and thinned or mislabelled where that is wanted.
+    """
+    if data.wrong:
+        clean = prepare(folder, replace(data, wrong=0.0), shards)
+        noisy = folder / f"{data.name}-mislabelled"
+        mislabel(clean / "train", noisy / "train", data.wrong, data.wrong_step)
+        thin(clean / "test", noisy / "test", 1)
+        return noisy
     made = folder / f"{data.name}-clean"
     if shards is not None:
         if data.every == 1:
@@ -171,19 +191,40 @@ def thin(source: Path, target: Path, every: int, whole: int | None = None) -> No
     Args:
         whole: a class of which all images are taken.
     """
-    if (target / MANIFEST_NAME).exists():
-        return
     manifest = Manifest.load(source)
     by_key = np.argsort(manifest.keys.to_numpy(zero_copy_only=False))
+    of_whole = np.flatnonzero(manifest.labels == (-1 if whole is None else whole))
+    _copy(manifest, target, np.union1d(by_key[::every], of_whole), manifest.labels)
+
+
+def mislabel(source: Path, target: Path, share: float, step: int | None) -> None:
+    """A copy of shards with a share of wrong labels, drawn at random, where it is not there yet.
+
+    Args:
+        step: from the true label to the wrong one; None: any.
+    """
+    manifest, random = Manifest.load(source), np.random.default_rng(0)
+    wrong = random.random(len(manifest)) < share
+    steps = random.integers(1, manifest.num_classes, len(manifest)) if step is None else step
+    labels = np.where(wrong, (manifest.labels + steps) % manifest.num_classes, manifest.labels)
+    _copy(manifest, target, np.arange(len(manifest)), labels)
+
+
+def _copy(
+    manifest: Manifest,
+    target: Path,
+    ids: npt.NDArray[np.int64],
+    labels: npt.NDArray[np.integer],
+) -> None:
+    """Some images of a data set, with these labels of all."""
+    if (target / MANIFEST_NAME).exists():
+        return
     reader = ShardReader(manifest)
-
-    def samples() -> Iterator[Sample]:
-        of_whole = np.flatnonzero(manifest.labels == (-1 if whole is None else whole))
-        for sample_id in np.union1d(by_key[::every], of_whole).tolist():
-            key, label = manifest.keys[sample_id].as_py(), int(manifest.labels[sample_id])
-            yield Sample.copied(key, reader.read(sample_id), label)
-
-    write_shards(samples(), target, classes=manifest.classes)
+    samples = (
+        Sample.copied(manifest.keys[i].as_py(), reader.read(i), int(labels[i]))
+        for i in ids.tolist()
+    )
+    write_shards(samples, target, classes=manifest.classes)
 
 
 def run_case(

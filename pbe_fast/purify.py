@@ -131,12 +131,7 @@ def purify(
         }
         if sieve is not None and scores is not None:
             judged = next(facts for facts in reversed(worker.rounds) if "odd" in facts)
-            poisoned, odd = judged["poisoned"], judged["odd"]
-            kept = sieve.kept(scores, place, poisoned)
-            metrics["backdoor"] = {
-                "found": bool(poisoned), "labels": poisoned, "odd": odd, "kept": kept,
-                "judged": sieve.can_judge(),
-            }  # fmt: skip
+            metrics["backdoor"] = sieve.found(judged, scores, place)
             scores = sieve.ranking(scores, place)
         if scores is not None and sets.train is not None:
             write_suspects(out / SUSPECTS_NAME, sets.train.manifest, scores, sets.truth)

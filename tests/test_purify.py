@@ -177,6 +177,7 @@ def test_sieve_says_what_it_found(undisturbed: Callable[[str], Path]) -> None:
     poisoned, odd = second["poisoned"], second["odd"]
     assert metrics["backdoor"] == {
         "found": bool(poisoned), "labels": poisoned, "odd": odd, "judged": True,
+        "mislabelled": [],
     }  # fmt: skip
     assert kept is None or (poisoned and 0 <= kept <= 1)
     assert {"subset", "auroc", "subset_poisoned"} <= last.keys()

@@ -35,7 +35,8 @@ is trusted:
    in many classes; a single cluster with one other label may be photographs of something rare, and
    stays away. Where many classes are poisoned, there is a second look by this model, too, and
    single images are looked for again; what shows something else, or was doubtful, and is in no
-   cluster is not suspect if they show that a trigger is unlikely.
+   cluster is not suspect if they show that a trigger is unlikely. Where the suspects of many
+   classes have no direction in common, there is no trigger: their labels are wrong.
 6. *Round 2* goes on with the labels that the model of round 1 gives. In a poisoned class an image
    that it takes for something else has become suspect, too. A suspect that it takes for what it is
    labelled is left out.
@@ -44,7 +45,7 @@ is trusted:
    few, there is another such verdict and another round like round 2, twice at most.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -299,6 +300,7 @@ class Sieve:
             likely = again.log_odds > _LIKELY
             more = likely & ~np.isin(self.labels, poisoned)
             if found is not None:
+                facts["trigger"] = found.shared
                 more |= found.log_odds > 0
                 # What is in no cluster may only be hard, or left out for lying between two.
                 held = left & ~differs & ~doubtful
@@ -428,6 +430,21 @@ class Sieve:
         """
         suspects = self.untrusted(place) & ~self._doubtful(place) & np.isin(self.labels, poisoned)
         return float((outcome[:, 1] == self.labels)[suspects].mean()) if suspects.any() else None
+
+    def found(self, judged: Mapping[str, Any], outcome: Scores, place: Place) -> dict[str, Any]:
+        """What there is to say of a backdoor in the end.
+
+        Args:
+            judged: the facts of the last verdict.
+            outcome, place: after the last round.
+        """
+        classes, noise = judged["poisoned"], judged.get("trigger") is False
+        poisoned = [] if noise else classes
+        return {
+            "found": bool(poisoned), "labels": poisoned, "mislabelled": classes if noise else [],
+            "odd": judged["odd"], "kept": self.kept(outcome, place, poisoned),
+            "judged": self.can_judge(),
+        }  # fmt: skip
 
     def ranking(self, outcome: Scores, place: Place) -> Scores:
         """``(N,)`` in [-1, 0], high for clean: by the loss of the label, suspects below -0.5.

@@ -6,7 +6,7 @@ direction can be taken from some classes and looked for in others, where few ima
 needs a class to fall apart.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import lgamma, log, pi
 
 import numpy as np
@@ -40,10 +40,19 @@ class Triggered:
         lasting: ``(N,)``, images that are sure to have it and are taken for what they are labelled
             by a partly purified model, as most such images of their class are: there the backdoor
             is still alive.
+        ahead: how far the suspects that show something else are ahead of the images that are no
+            suspects, along the trigger's direction and in standard deviations of the latter; None
+            where there are too few to tell.
     """
 
     log_odds: npt.NDArray[np.float32]
     lasting: Mask
+    ahead: float | None = None
+
+    @property
+    def shared(self) -> bool | None:
+        """Whether the suspects have a trigger in common. Those with wrong labels have none."""
+        return None if self.ahead is None else self.ahead >= _APART
 
 
 def find_triggered(
@@ -81,13 +90,20 @@ def find_triggered(
     suspects = suspects & known
     makers, others = suspects & differs, known & ~suspects
     lasting = np.zeros_like(known)
-    nothing = Triggered(np.where(known, 0.0, np.nan).astype(np.float32), lasting)
+    told = Triggered(np.where(known, 0.0, np.nan).astype(np.float32), lasting)
     if min(makers.sum(), others.sum()) < LEAST:
-        return nothing
+        return told
     along = _along_trigger(space, space.whitener(split.log_odds > 0), suspects, makers)
-    single = _single(along, makers, others)
-    if single is None:
-        return nothing
+    middle, there = float(np.median(along[others])), float(along[makers].mean())
+    spread = _MAD * float(np.median(np.abs(along[others] - middle)))
+    if spread < TINY:
+        return told
+    told = replace(told, ahead=(there - middle) / spread)
+    if not told.shared:
+        return told
+    place, deviation = along.clip(middle, there), max(float(along[makers].std()), spread)
+    single = _gaussian((place - there) / deviation, deviation)
+    single -= _student((place - middle) / spread, spread)
     rates = [differs[part].mean().clip(_RAREST, 1 - _RAREST) for part in (suspects, others)]
     shows = np.where(differs, *(log(r / s) for r, s in (rates, (1 - rates[0], 1 - rates[1]))))
     odds = single + shows + log(suspects.sum() / others.sum())
@@ -101,21 +117,19 @@ def find_triggered(
         else:
             of_class = of_class + shows[ids]
         odds[ids] = np.maximum(odds[ids], of_class)
-    return Triggered(odds.clip(-MOST, MOST).astype(np.float32), lasting)
+    return replace(told, log_odds=odds.clip(-MOST, MOST).astype(np.float32))
 
 
-def _single(along: Floats, makers: Mask, others: Mask) -> Floats | None:
-    """``(N,)``: what it tells of single images where they lie, in nats; None if nothing."""
-    middle, there = float(np.median(along[others])), float(along[makers].mean())
-    spread = _MAD * float(np.median(np.abs(along[others] - middle)))
-    if spread < TINY or there - middle < _APART * spread:
-        return None
-    place = along.clip(middle, there)
-    deviation = max(float(along[makers].std()), spread)
-    ratio = -0.5 * ((place - there) / deviation) ** 2 - np.log(deviation) + _GAUSSIAN
-    ratio += (_FREEDOM + 1) / 2 * np.log1p(((place - middle) / spread) ** 2 / _FREEDOM)
-    with_constants: Floats = ratio + np.log(spread) - _STUDENT
-    return with_constants
+def _gaussian(z: Floats, deviation: float) -> Floats:
+    """Log density where ``z`` is in standard deviations."""
+    density: Floats = -0.5 * z**2 - log(deviation) + _GAUSSIAN
+    return density
+
+
+def _student(z: Floats, spread: float) -> Floats:
+    """Log density of a Student distribution of this scale where ``z`` is in units of it."""
+    density: Floats = -(_FREEDOM + 1) / 2 * np.log1p(z**2 / _FREEDOM) - log(spread) + _STUDENT
+    return density
 
 
 def _ahead(along: Floats) -> Floats | None:

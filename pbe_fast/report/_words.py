@@ -111,6 +111,12 @@ def backdoor_words(metrics: Metrics, classes: Sequence[str] = ()) -> str | None:
         said = f"A backdoor was found: images that show something else in {where}."
     if kept is not None:
         said += f" The purified model gives {percent(kept)} of them the label they came with."
+    if found.mislabelled:
+        where = _classes(found.mislabelled, classes)
+        said += (
+            f" Images that show something else than their label in {where}, have no trigger in "
+            "common: these labels may be wrong."
+        )
     if found.odd:
         said += f" Some images may be mislabelled or rare in {_classes(found.odd, classes)}."
     return said

@@ -85,6 +85,20 @@ def test_of_a_whole_class_every_image_is_taken(tmp_path: Path) -> None:
     assert len(set(made.keys.to_pylist())) == len(made)
 
 
+@pytest.mark.parametrize("step", [None, 1])
+def test_of_mislabelled_shards_a_share_has_other_labels(tmp_path: Path, step: int | None) -> None:
+    data = replace(TINY, name="noisy", wrong=0.4, wrong_step=step)
+    made = prepare(tmp_path, data, None)
+    noisy, clean = (Manifest.load(folder / "train") for folder in (made, tmp_path / "noisy-clean"))
+    assert noisy.keys.equals(clean.keys)
+    moved = (noisy.labels - clean.labels)[noisy.labels != clean.labels] % TINY.classes
+    assert 0.2 < len(moved) / len(clean) < 0.6
+    assert set(moved.tolist()) == ({1, 2} if step is None else {1})
+    assert read_bytes(noisy, 0) == read_bytes(clean, 0)
+    test = Manifest.load(made / "test")
+    assert (test.labels == Manifest.load(tmp_path / "noisy-clean" / "test").labels).all()
+
+
 def test_the_target_is_that_of_the_data_set(tmp_path: Path) -> None:
     data = replace(TINY, name="other", target=2)
     shards = prepare(tmp_path, data, None)

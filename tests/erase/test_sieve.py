@@ -306,6 +306,26 @@ def test_single_images_are_left_alone_where_that_is_switched_off() -> None:
     assert 450 in again.ids
 
 
+def test_without_a_trigger_in_common_many_suspects_are_mislabelled() -> None:
+    clusters = [k * EACH + i for k in range(4) for i in range(30)]
+    outcome = _outcome(_others(*clusters))
+    place = _place(np.setdiff1d(np.arange(599), clusters))
+    for triggered in (False, True):
+        sieve = _sieve(dict.fromkeys(range(4), 0.3))
+        sieve.activations = lambda hers=triggered: _triggered(*(clusters if hers else []))
+        judged = sieve.judged_again(outcome, place).facts
+        found = sieve.found(judged, outcome, place)
+        assert found["found"] == triggered
+        assert found["labels"] == ([0, 1, 2, 3] if triggered else [])
+        assert found["mislabelled"] == ([] if triggered else [0, 1, 2, 3])
+        assert (found["kept"] is None) != triggered
+    sieve = _sieve({1: 0.3})  # a trigger for one label is one
+    few = _outcome(_others(*range(100, 130)))
+    place = _place(np.setdiff1d(np.arange(599), range(100, 130)))
+    judged = sieve.judged_again(few, place).facts
+    assert sieve.found(judged, few, place)["labels"] == [1]
+
+
 def test_no_second_look_where_that_is_switched_off(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(globals(), "SECOND_LOOK", True)
     sieve = _sieve({}, second_look=False)

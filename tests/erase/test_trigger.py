@@ -29,7 +29,9 @@ def _known(seed: int) -> tuple[np.ndarray, ...]:
 def test_a_trigger_that_is_known_from_other_classes_is_found_in_a_few_images(seed: int) -> None:
     features, labels, truth, suspects, differs = _known(seed)
     split = split_classes(features, labels)
-    odds = find_triggered(features, labels, split, suspects, differs).log_odds
+    found = find_triggered(features, labels, split, suspects, differs)
+    odds = found.log_odds
+    assert found.shared
     assert odds.dtype == np.float32
     assert (odds[truth] > 0).mean() > 0.97
     assert (odds[truth & (labels == 0)] > 0).mean() > 0.6
@@ -80,6 +82,26 @@ def test_a_direction_that_means_nothing_tells_nothing(seed: int) -> None:
     found = find_triggered(features, labels, split_classes(features, labels), suspects, suspects)
     assert (found.log_odds == 0).all()
     assert not found.lasting.any()
+    assert found.shared is False
+
+
+@pytest.mark.parametrize("to_next", [False, True])
+def test_wrong_labels_have_no_trigger_in_common(to_next: bool) -> None:
+    """Each image lies where its own class does, or some way to the class that it was given."""
+    random = np.random.default_rng(0)
+    true = np.repeat(np.arange(6), 200)
+    step = np.ones(len(true), int) if to_next else random.integers(1, 6, len(true))
+    wrong = random.random(len(true)) < 0.1
+    labels = np.where(wrong, (true + step) % 6, true)
+    middles = random.normal(0, 6, (6, 12))
+    for learned in (0.0, 0.4):
+        rows = (1 - learned) * middles[true] + learned * middles[labels]
+        rows += random.normal(size=rows.shape)
+        found = find_triggered(rows, labels, split_classes(rows, labels), wrong, wrong)
+        assert found.shared is False
+        assert (found.log_odds == 0).all()
+        rows[wrong] += 3
+        assert find_triggered(rows, labels, split_classes(rows, labels), wrong, wrong).shared
 
 
 def test_a_wide_cluster_ahead_does_not_reach_behind_the_other() -> None:
@@ -100,7 +122,9 @@ def test_where_hardly_anything_is_suspect_nothing_is_known() -> None:
     few = np.zeros_like(suspects)
     few[np.flatnonzero(suspects & differs)[:19]] = True
     for chosen in (few, np.ones_like(few), few & ~few):
-        odds = find_triggered(features, labels, split, chosen, differs).log_odds
+        found = find_triggered(features, labels, split, chosen, differs)
+        odds = found.log_odds
+        assert found.shared is None
         assert np.isnan(odds[3])
         assert (np.delete(odds, 3) == 0).all()
     assert (
@@ -109,6 +133,7 @@ def test_where_hardly_anything_is_suspect_nothing_is_known() -> None:
     alike = np.where(np.isnan(features), np.nan, 1).astype(np.float32)
     found = find_triggered(alike, labels, split, suspects, differs)
     assert set(np.delete(found.log_odds, 3)) == {0}
+    assert found.shared is None
     assert not found.lasting.any()
     nobody = np.full_like(features, np.nan)
     assert np.isnan(find_triggered(nobody, labels, split, suspects, differs).log_odds).all()
