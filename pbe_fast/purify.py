@@ -33,6 +33,7 @@ from pbe_fast.erase import (
     pbe_rounds,
     run_rounds,
     split_classes,
+    swollen_classes,
 )
 from pbe_fast.errors import ConfigError
 from pbe_fast.mine import mined_otherwise
@@ -172,7 +173,7 @@ def _sieve(config: PurifyConfig, worker: RunWorker) -> Sieve:
     if config.sieve.split:
         activations = worker.activations()
         with worker.clock.time("split", len(labels)):
-            split = split_classes(activations, labels)
+            split = split_classes(activations, labels, swollen_classes(labels))
     return Sieve(labels, manifest.num_classes, split, worker.activations, config.sieve, config.seed)
 
 

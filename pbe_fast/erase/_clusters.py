@@ -34,7 +34,7 @@ class Mixture:
 
     @property
     def falls_apart_on_a_hint(self) -> bool:
-        """Whether that is enough along a direction that something else points to."""
+        """Whether that is enough where something else points to it, or to the direction."""
         return self.gain > _GAIN_HINTED and self.separation > _SEPARATION_HINTED and self._two
 
     @property

@@ -11,7 +11,7 @@ is trusted:
 2. *Round 0* fine-tunes, adversarially at first, on a share of each class. Classes that fell apart
    are left out, or where they are many, as with a trigger for every label, their smaller clusters.
    So are swollen ones, which have many more images than is usual: if that is poison, their own
-   images are too few to show as a cluster.
+   images may be too few to show as a cluster; for one less is enough there.
 3. *Verdict.* The model of round 0 has not learned the label of what was left out. Poisoned images
    it sees as what they show: of a cluster alone, as another label for most; of a whole class, as
    many different ones where a trigger brought them in from many classes. Where neither is plain,
@@ -56,7 +56,7 @@ from pbe_fast.config import SieveConfig
 from pbe_fast.data.augment import Augment
 from pbe_fast.erase.identify import Scores
 from pbe_fast.erase.progressive import Place, Round, Selection, first_subset
-from pbe_fast.erase.split import ClassSplit, Split, look_again
+from pbe_fast.erase.split import ClassSplit, Split, look_again, swollen_classes
 from pbe_fast.erase.trigger import Triggered, find_triggered, part_shown
 from pbe_fast.randomness import permutation
 from pbe_fast.training import Stage
@@ -67,7 +67,6 @@ Ids = npt.NDArray[np.int64]
 Mask = npt.NDArray[np.bool_]
 
 _MOST_WHOLE = 1 / 3  # of all classes may be left out as a whole
-_SWOLLEN = 5.0  # times the images of the median class; GTSRB's largest has 3.75 times
 # Of the number of other labels, effectively: nearly poisoned classes of GTSRB showed 0.51 and 0.68
 # of it in round 0, and a large clean one 0.07.
 _SPREAD = 1 / 3
@@ -127,9 +126,7 @@ class Sieve:
         self._second = split.log_odds > 0
         self._between = (np.abs(split.log_odds) < _DOUBTFUL) & config.split
         apart = {c.label for c in split.classes}
-        counts = np.bincount(self.labels[self._known], minlength=num_classes)
-        usual = float(np.median(counts[counts > 0])) if counts.any() else 0.0
-        swollen = set(np.flatnonzero(counts > _SWOLLEN * usual).tolist())
+        swollen = swollen_classes(self.labels[self._known])
         most = _MOST_WHOLE * len(np.unique(labels))
         # Where many classes are so large, that is how the data are.
         self._swollen = swollen if config.split and len(apart | swollen) <= most else set[int]()

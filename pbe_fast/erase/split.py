@@ -18,6 +18,7 @@ falls apart are split once more (:attr:`Split.apart`).
 What a split that was judged tells of single images is in :mod:`pbe_fast.erase.trigger`.
 """
 
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -33,9 +34,10 @@ from pbe_fast.erase._clusters import (
 )
 from pbe_fast.erase._space import LEAST, Features, Floats, Mask, Space
 
-__all__ = ["ClassSplit", "Split", "look_again", "split_classes"]
+__all__ = ["ClassSplit", "Split", "look_again", "split_classes", "swollen_classes"]
 
 _PASSES = 3
+_SWOLLEN = 5.0  # times the images of the median class; GTSRB's largest has 3.75 times
 _HARD = 0.1  # of a class, its images with the highest losses
 
 
@@ -74,13 +76,23 @@ class Split:
     classes: tuple[ClassSplit, ...]
 
 
-def split_classes(features: Features, labels: npt.NDArray[np.integer]) -> Split:
+def swollen_classes(labels: npt.NDArray[np.integer]) -> set[int]:
+    """Classes that have more than five times the images of the median one."""
+    values, counts = np.unique(labels, return_counts=True)
+    usual = np.median(counts) if len(counts) else 0
+    return set(values[counts > _SWOLLEN * usual].tolist())
+
+
+def split_classes(
+    features: Features, labels: npt.NDArray[np.integer], hinted: Collection[int] = ()
+) -> Split:
     """Find the classes whose images fall into two clusters.
 
     Args:
         features: ``(N, D)`` activations of the infected model. A row that is not finite belongs
             to an image that could not be read.
         labels: ``(N,)``, as the training set has them.
+        hinted: classes that something else speaks against, so that less shows that they fall apart.
     """
     space = Space.of(features, labels)
     second = np.zeros(len(labels), bool)  # in the smaller cluster of its class
@@ -90,7 +102,9 @@ def split_classes(features: Features, labels: npt.NDArray[np.integer]) -> Split:
         found, second = {}, np.zeros(len(labels), bool)
         for label, ids in space.large():
             mixture = two_gaussians(first_component(space.rows(ids) @ whitener))
-            if mixture and mixture.falls_apart:
+            if mixture and (
+                mixture.falls_apart or (label in hinted and mixture.falls_apart_on_a_hint)
+            ):
                 found[label] = mixture
                 second[ids] = mixture.odds > 0
     split = _split(space, found)

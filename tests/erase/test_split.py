@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pbe_fast.erase.split import ClassSplit, Split, look_again, split_classes
+from pbe_fast.erase.split import ClassSplit, Split, look_again, split_classes, swollen_classes
 from tests.erase._activations import WIDTH, activations
 
 
@@ -41,6 +41,28 @@ def test_poison_in_every_class_is_found() -> None:
     split = split_classes(features, labels)
     assert sorted(c.label for c in split.classes) == [0, 1, 2, 3]
     assert ((split.log_odds > 0) == truth).mean() > 0.99
+
+
+def test_of_a_class_with_a_hint_less_shows_that_it_falls_apart() -> None:
+    """Its own images lie close together, and the others, which are of many classes, do not."""
+    random = np.random.default_rng(0)
+    labels = np.repeat([0, 1, 2], [300, 100, 100])
+    features = random.normal(size=(500, 8))
+    features[:100, 0] *= 0.3
+    features[100:300, 0] = random.normal(5, 2.5, 200)
+    assert split_classes(features, labels).classes == ()
+    assert split_classes(features, labels, {1, 2}).classes == ()
+    split = split_classes(features, labels, {0})
+    [found] = split.classes
+    assert found.label == 0
+    assert (split.log_odds[:300] > 0).sum() == pytest.approx(100, abs=10)
+
+
+def test_swollen_classes_have_more_than_five_times_the_usual_images() -> None:
+    labels = np.repeat([3, 5, 7, 8], [20, 20, 100, 101])
+    assert swollen_classes(np.repeat([3, 5, 7, 8, 9], [20, 20, 20, 100, 101])) == {9}
+    assert swollen_classes(labels) == set()
+    assert swollen_classes(labels[:0]) == set()
 
 
 def test_rows_that_are_not_there_change_nothing() -> None:
