@@ -35,8 +35,9 @@ is trusted:
    in many classes; a single cluster with one other label may be photographs of something rare, and
    stays away. Where many classes are poisoned, there is a second look by this model, too, and
    single images are looked for again; what shows something else, or was doubtful, and is in no
-   cluster is not suspect if they show that a trigger is unlikely. Where the suspects of many
-   classes have no direction in common, there is no trigger: their labels are wrong.
+   cluster is not suspect if they show that a trigger is unlikely. Where what the suspects of
+   many classes have beside what they show has no direction in common, there is no trigger: their
+   labels are wrong.
 6. *Round 2* goes on with the labels that the model of round 1 gives. In a poisoned class an image
    that it takes for something else has become suspect, too. A suspect that it takes for what it is
    labelled is left out.
@@ -57,7 +58,7 @@ from pbe_fast.data.augment import Augment
 from pbe_fast.erase.identify import Scores
 from pbe_fast.erase.progressive import Place, Round, Selection, first_subset
 from pbe_fast.erase.split import ClassSplit, Split, look_again, swollen_classes
-from pbe_fast.erase.trigger import Triggered, find_triggered, part_shown
+from pbe_fast.erase.trigger import Triggered, find_triggered, part_shown, trigger_in_common
 from pbe_fast.randomness import permutation
 from pbe_fast.training import Stage
 
@@ -297,13 +298,15 @@ class Sieve:
             likely = again.log_odds > _LIKELY
             more = likely & ~np.isin(self.labels, poisoned)
             if found is not None:
-                facts["trigger"] = found.shared
                 more |= found.log_odds > 0
                 # What is in no cluster may only be hard, or left out for lying between two.
                 held = left & ~differs & ~doubtful
                 suspects &= self._second | likely | held | ~(found.log_odds < -_LIKELY)
             suspects |= more
             poisoned = sorted({*poisoned, *self.labels[more].tolist()})
+            facts["trigger"] = trigger_in_common(
+                self.activations(), self.labels, self.split, suspects, outcome[:, 1]
+            )
             facts["second_look"] = [asdict(split) for split in again.classes]
         facts["poisoned"] = poisoned
         return self._selection(suspects, left & np.isin(self.labels, odd), outcome, found, **facts)

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pbe_fast.erase.split import split_classes
-from pbe_fast.erase.trigger import _ahead, find_triggered, part_shown
+from pbe_fast.erase.trigger import _ahead, find_triggered, part_shown, trigger_in_common
 from tests.erase._activations import activations
 
 IN_MANY = {(0, 1): 60, (1, 2): 60, (2, 3): 60, (3, 0): 6}  # too few in class 0 to fall apart
@@ -29,9 +29,7 @@ def _known(seed: int) -> tuple[np.ndarray, ...]:
 def test_a_trigger_that_is_known_from_other_classes_is_found_in_a_few_images(seed: int) -> None:
     features, labels, truth, suspects, differs = _known(seed)
     split = split_classes(features, labels)
-    found = find_triggered(features, labels, split, suspects, differs)
-    odds = found.log_odds
-    assert found.shared
+    odds = find_triggered(features, labels, split, suspects, differs).log_odds
     assert odds.dtype == np.float32
     assert (odds[truth] > 0).mean() > 0.97
     assert (odds[truth & (labels == 0)] > 0).mean() > 0.6
@@ -82,26 +80,37 @@ def test_a_direction_that_means_nothing_tells_nothing(seed: int) -> None:
     found = find_triggered(features, labels, split_classes(features, labels), suspects, suspects)
     assert (found.log_odds == 0).all()
     assert not found.lasting.any()
-    assert found.shared is False
 
 
-@pytest.mark.parametrize("to_next", [False, True])
-def test_wrong_labels_have_no_trigger_in_common(to_next: bool) -> None:
-    """Each image lies where its own class does, or some way to the class that it was given."""
+@pytest.mark.parametrize("step", [None, 1, "0"])
+@pytest.mark.parametrize("learned", [0.0, 0.4])
+def test_wrong_labels_have_no_trigger_in_common(step: object, learned: float) -> None:
+    """Each image lies where its own class does, or some way to the class that it was given.
+
+    Wrong is any label, the next one, or any label of images that are all of class 0.
+    """
     random = np.random.default_rng(0)
     true = np.repeat(np.arange(6), 200)
-    step = np.ones(len(true), int) if to_next else random.integers(1, 6, len(true))
     wrong = random.random(len(true)) < 0.1
-    labels = np.where(wrong, (true + step) % 6, true)
+    if step == "0":
+        wrong = np.arange(len(true)) % 200 < 20
+        true[wrong & (true > 0)] = 0
+    steps = 1 if step == 1 else random.integers(1, 6, len(true))
+    labels = np.where(wrong, (true + steps) % 6, true)
     middles = random.normal(0, 6, (6, 12))
-    for learned in (0.0, 0.4):
-        rows = (1 - learned) * middles[true] + learned * middles[labels]
-        rows += random.normal(size=rows.shape)
-        found = find_triggered(rows, labels, split_classes(rows, labels), wrong, wrong)
-        assert found.shared is False
-        assert (found.log_odds == 0).all()
-        rows[wrong] += 3
-        assert find_triggered(rows, labels, split_classes(rows, labels), wrong, wrong).shared
+    rows = (1 - learned) * middles[true] + learned * middles[labels]
+    rows += random.normal(size=rows.shape)
+    shown = true.astype(np.float32)
+    split = split_classes(rows, labels)
+    if not (step == "0" and learned):  # where all of them lead away from one class
+        assert trigger_in_common(rows, labels, split, wrong, shown) is False
+    rows[wrong] += 3
+    assert trigger_in_common(rows, labels, split_classes(rows, labels), wrong, shown)
+    shown[3] = np.nan
+    few = np.zeros_like(wrong)
+    few[np.flatnonzero(wrong & (shown != labels))[:19]] = True
+    assert trigger_in_common(rows, labels, split, few, shown) is None
+    assert trigger_in_common(np.ones_like(rows), labels, split, wrong, shown) is None
 
 
 def test_a_wide_cluster_ahead_does_not_reach_behind_the_other() -> None:
@@ -122,9 +131,7 @@ def test_where_hardly_anything_is_suspect_nothing_is_known() -> None:
     few = np.zeros_like(suspects)
     few[np.flatnonzero(suspects & differs)[:19]] = True
     for chosen in (few, np.ones_like(few), few & ~few):
-        found = find_triggered(features, labels, split, chosen, differs)
-        odds = found.log_odds
-        assert found.shared is None
+        odds = find_triggered(features, labels, split, chosen, differs).log_odds
         assert np.isnan(odds[3])
         assert (np.delete(odds, 3) == 0).all()
     assert (
@@ -133,7 +140,6 @@ def test_where_hardly_anything_is_suspect_nothing_is_known() -> None:
     alike = np.where(np.isnan(features), np.nan, 1).astype(np.float32)
     found = find_triggered(alike, labels, split, suspects, differs)
     assert set(np.delete(found.log_odds, 3)) == {0}
-    assert found.shared is None
     assert not found.lasting.any()
     nobody = np.full_like(features, np.nan)
     assert np.isnan(find_triggered(nobody, labels, split, suspects, differs).log_odds).all()
