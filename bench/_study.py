@@ -45,7 +45,14 @@ FIGURES = (">infected ACC", ">infected ASR", ">ACC", ">ASR", ">AUROC")
 MAIN_RATE = "0.1"
 STUDY = {
     name: Path(__file__).parent / "results" / f"study_{name}.json"
-    for name in ("signs", "gtsrb", "gtsrb_third", "gtsrb_third_rare", "gtsrb_third_large")
+    for name in (
+        "signs",
+        "gtsrb",
+        "gtsrb_third",
+        "gtsrb_third_rare",
+        "gtsrb_third_large",
+        "gtsrb_third_noise",
+    )
 }
 
 Row = dict[str, Any]
