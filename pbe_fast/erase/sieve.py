@@ -222,7 +222,8 @@ class Sieve:
             swollen.append(facts)
         poisoned = [*plain, *(found["label"] for found in swollen if found["poisoned"])]
         many = self._many(len(poisoned))
-        again, found = self._look_again(outcome, suspects if many else None)
+        activations = self.activations()
+        again, found = self._look_again(activations, outcome, suspects if many else None)
         likely = again.log_odds > _LIKELY
         waiting |= likely & ~np.isin(self.labels, poisoned)
         if many:
@@ -294,7 +295,8 @@ class Sieve:
         found = None
         if many:
             # Not by images that may only be hard.
-            again, found = self._look_again(outcome, suspects & left)
+            activations = self.activations()
+            again, found = self._look_again(activations, outcome, suspects & left)
             likely = again.log_odds > _LIKELY
             more = likely & ~np.isin(self.labels, poisoned)
             if found is not None:
@@ -305,7 +307,7 @@ class Sieve:
             suspects |= more
             poisoned = sorted({*poisoned, *self.labels[more].tolist()})
             facts["trigger"] = trigger_in_common(
-                self.activations(), self.labels, self.split, suspects, outcome[:, 1]
+                activations, self.labels, self.split, suspects, outcome[:, 1]
             )
             facts["second_look"] = [asdict(split) for split in again.classes]
         facts["poisoned"] = poisoned
@@ -362,13 +364,14 @@ class Sieve:
         """Whether so many classes are poisoned that there must be a trigger for every label."""
         return self.config.split and poisoned > max(2, _MANY_POISONED * self.num_classes)
 
-    def _look_again(self, outcome: Scores, suspects: Mask | None) -> tuple[Split, Triggered | None]:
+    def _look_again(
+        self, activations: Scores, outcome: Scores, suspects: Mask | None
+    ) -> tuple[Split, Triggered | None]:
         """What a second look finds, and where there is a trigger for every label single images.
 
         Args:
             suspects: so far, where there is such a trigger.
         """
-        activations = self.activations()
         if self.config.second_look:
             again = look_again(activations, self.labels, self.split, outcome[:, 0])
         else:

@@ -192,11 +192,9 @@ def _along_trigger(
     for label, ids in space.members.items():
         trusted = ids[~suspects[ids]]
         middles[label] = np.median(space.rows(trusted if len(trusted) else ids) @ whitener, 0)
-    elsewhere: Floats = np.mean(list(middles.values()), 0)  # for a class without images
 
     def added(ids: Ids) -> Floats:
-        rows: Floats = space.rows(ids) @ whitener
-        return rows - np.stack([middles.get(one, elsewhere) for one in beside[ids].tolist()])
+        return _beside(space.rows(ids) @ whitener, middles, beside[ids])
 
     fold = np.zeros(len(makers), int)
     by_class = np.concatenate(list(space.members.values()))  # so that no class is in one fold
@@ -204,7 +202,9 @@ def _along_trigger(
     sums = np.zeros((FOLDS, len(space.mean)))
     for ids in space.members.values():
         here = ids[makers[ids]]
-        rows = added(here) if len(here) else np.empty((0, len(space.mean)))
+        if not len(here):
+            continue
+        rows = added(here)
         for index in range(FOLDS):
             sums[index] += rows[fold[here] == index].sum(0)
     along = np.full(len(makers), np.nan)
@@ -213,6 +213,13 @@ def _along_trigger(
             added(ids), fold[ids], lambda index: sums.sum(0) - sums[index]
         )
     return along
+
+
+def _beside(rows: Floats, middles: dict[int, Floats], classes: npt.NDArray[np.integer]) -> Floats:
+    """What rows have beside the middles of these classes; of all where a class has no images."""
+    elsewhere: Floats = np.mean(list(middles.values()), 0)
+    beside: Floats = rows - np.stack([middles.get(one, elsewhere) for one in classes.tolist()])
+    return beside
 
 
 def part_shown(
@@ -248,9 +255,8 @@ def part_shown(
     means: dict[int, Floats] = {
         other: (space.rows(space.members[other]) @ whitener).mean(0) for other in others
     }
-    middle: Floats = np.mean(list(means.values()), 0)  # for what shows a class without images
     rows, seen = space.rows(ids) @ whitener, np.nan_to_num(shown[ids], nan=-1).astype(int)
-    added = rows - np.stack([means.get(one, middle) for one in seen.tolist()])
+    added = _beside(rows, means, seen)
     fold = np.arange(len(ids)) % FOLDS
     along = along_directions(added, fold, lambda index: added[fold != index].mean(0))
     odds, found = np.where(seen == label, 0.0, MOST), False
