@@ -25,7 +25,7 @@ ABLATION = {
     "sieve_no_relabel": "without new labels: suspects are left out",
     "sieve_no_adversary": "without adversarial examples in round 0",
     "sieve_no_second_look": "without the second look at classes that seemed whole",
-    "sieve_no_single_images": "without looking for a trigger in single images",
+    "sieve_no_witnesses": "without witnesses of single images",
     "sieve_no_more_rounds": "without more than two rounds after the first",
 }
 DEFENCES = {

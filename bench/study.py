@@ -60,7 +60,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "sieve_no_relabel": {"method": "sieve", "sieve.relabel": False},
     "sieve_no_adversary": {"method": "sieve", "sieve.adversarial_epochs": 0},
     "sieve_no_second_look": {"method": "sieve", "sieve.second_look": False},
-    "sieve_no_single_images": {"method": "sieve", "sieve.single_images": False},
+    "sieve_no_witnesses": {"method": "sieve", "sieve.witnesses": False},
     "sieve_no_more_rounds": {"method": "sieve", "sieve.more_rounds": 0},
     **{name: {} for name in BASELINES},  # which have their settings in their own files
 }

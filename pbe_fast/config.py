@@ -195,8 +195,8 @@ class SieveConfig(SgdConfig):
     second_look: bool = Field(
         True, description="look again at classes that seemed whole, with a partly purified model"
     )
-    single_images: bool = Field(
-        True, description="where a trigger leads to every label, look for it in single images"
+    witnesses: bool = Field(
+        True, description="where a trigger leads to every label, judge image by image"
     )
 
 

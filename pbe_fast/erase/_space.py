@@ -1,6 +1,6 @@
 """Activations, a class at a time, in a space where all clusters have the same spread."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -19,19 +19,30 @@ _RIDGE = 1e-2  # of the mean variance
 
 @dataclass(frozen=True)
 class Space:
-    """Standardised activations, a class at a time: all of them at once take too much memory.
+    """Activations, a class at a time: all of them at once take too much memory.
 
     Attributes:
+        labels: ``(N,)``.
         members: the ids of each class, of images that could be read.
+        whitener: ``(D, D)``, of standardised activations; None: they are only standardised.
     """
 
     features: Features
+    labels: npt.NDArray[np.integer]
     members: dict[int, Ids]
     mean: Floats
     deviation: Floats
+    whitener: Floats | None = None
 
     @classmethod
     def of(cls, features: Features, labels: npt.NDArray[np.integer]) -> "Space":
+        """Standardised.
+
+        Args:
+            features: ``(N, D)``; a row that is not finite belongs to an image that could not be
+                read.
+            labels: ``(N,)``, as the training set has them.
+        """
         order = np.argsort(labels, kind="stable")
         values, starts = np.unique(labels[order], return_index=True)
         members = {}
@@ -46,22 +57,68 @@ class Space:
         count = max(1, sum(map(len, members.values())))
         mean = total / count
         deviation = np.sqrt(np.maximum(squares / count - mean**2, 0)) + 1e-6
-        return cls(features, members, mean, deviation)
+        return cls(features, labels, members, mean, deviation)
 
     def rows(self, ids: Ids) -> Floats:
         """``(n, D)``."""
         rows: Floats = (self.features[ids].astype(np.float64) - self.mean) / self.deviation
-        return rows
+        return rows if self.whitener is None else rows @ self.whitener
 
     def large(self) -> list[tuple[int, Ids]]:
         """Classes that can be split, with their ids."""
         return [(label, ids) for label, ids in self.members.items() if len(ids) >= LEAST]
 
-    def whitener(self, second: Mask) -> Floats:
-        """``(D, D)``; makes the covariance within clusters the identity, classes counting alike."""
+    def known(self) -> Mask:
+        """``(N,)``: images that could be read."""
+        known = np.zeros(len(self.labels), bool)
+        for ids in self.members.values():
+            known[ids] = True
+        return known
+
+    def middles(self, left_out: Mask) -> dict[int, Floats]:
+        """``(D,)`` of each class: the median of its images, without some if there are others."""
+        middles = {}
+        for label, ids in self.members.items():
+            rest = ids[~left_out[ids]]
+            middles[label] = np.median(self.rows(rest if len(rest) else ids), 0)
+        return middles
+
+    def nearest(self, left_out: Mask) -> tuple[Ids, Floats]:
+        """Which class' middle each image is nearest to, and by how much.
+
+        Args:
+            left_out: as for :meth:`middles`.
+
+        Returns:
+            ``(N,)``, -1 for images that were not read; and ``(N,)``, the logarithm of how many
+            times further the middle of their own class is.
+        """
+        nearest, margin = np.full(len(self.labels), -1), np.zeros(len(self.labels))
+        middles = self.middles(left_out)
+        for label, ids in self.members.items():
+            rows = self.rows(ids)
+            least = own = np.linalg.norm(rows - middles[label], axis=1)
+            nearest[ids] = label
+            for other, middle in middles.items():
+                distance = np.linalg.norm(rows - middle, axis=1)
+                closer = distance < least
+                nearest[ids[closer]] = other
+                least = np.where(closer, distance, least)
+            margin[ids] = np.log(np.maximum(own, TINY) / np.maximum(least, TINY))
+        return nearest, margin
+
+    def whitened(self, second: Mask) -> "Space":
+        """Where the covariance within clusters is the identity, classes counting alike.
+
+        Args:
+            second: ``(N,)``, images in the second cluster of their class.
+        """
+        if not self.members:
+            return self
+        standard = replace(self, whitener=None)
         covariance = np.zeros((len(self.mean), len(self.mean)))
         for ids in self.members.values():
-            rows = self.rows(ids)
+            rows = standard.rows(ids)
             for cluster in (second[ids], ~second[ids]):
                 if cluster.any():
                     rows[cluster] -= rows[cluster].mean(0)
@@ -70,5 +127,4 @@ class Space:
         ridge = _RIDGE * np.trace(covariance) / len(covariance) + TINY
         covariance += ridge * np.eye(len(covariance))
         values, vectors = np.linalg.eigh(covariance)
-        whitener: Floats = vectors / np.sqrt(values)
-        return whitener
+        return replace(self, whitener=vectors / np.sqrt(values))

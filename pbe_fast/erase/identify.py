@@ -59,19 +59,18 @@ class Agreement:
 class Outcome:
     """What a model makes of an image.
 
-    The loss of its label in nats, the likeliest label, and the likeliest one that is not its own.
+    The loss of its label in nats, and the likeliest label.
     """
 
     current: nn.Module
-    shape: tuple[int, ...] = (3,)
+    shape: tuple[int, ...] = (2,)
     dtype: npt.DTypeLike = np.float32
 
     def __call__(self, images: Tensor, labels: Tensor) -> Tensor:
         """See :class:`Measure`."""
         logits = self.current(images).float()
         losses = functional.cross_entropy(logits, labels, reduction="none")
-        others = logits.scatter(1, labels[:, None], -torch.inf)
-        return torch.stack([losses, logits.argmax(1).float(), others.argmax(1).float()], 1)
+        return torch.stack([losses, logits.argmax(1).float()], 1)
 
 
 def score_shards(

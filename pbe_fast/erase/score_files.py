@@ -24,7 +24,7 @@ Scores = npt.NDArray[Any]  # floating
 
 _KEY = "pbe_fast_scores_of"
 _DIGEST = "pbe_fast_sha256"
-_FORMAT = 2  # rises with what is told of an image, so that a run of before asks anew
+_FORMAT = 3  # rises with what is told of an image, so that a run of before asks anew
 
 
 @dataclass(frozen=True)

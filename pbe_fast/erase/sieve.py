@@ -18,29 +18,28 @@ is trusted:
    the smaller cluster waits. A swollen class of which that says nothing is poisoned if most of it
    shows many different labels, and is parted by what its images have beside what they show. A
    second look at the classes that seemed whole goes by the losses of this model, and what that
-   finds waits, too. Where many classes are plainly poisoned, there is a trigger for every label:
-   what would wait is suspect, and so are images of any class that lie where a trigger would bring
-   them (:func:`pbe_fast.erase.trigger.find_triggered`), which needs no cluster. What lies between
-   two clusters, or apart in one, does not wait if a trigger is unlikely there. A class in which the
-   model takes most triggered images for what they are labelled looks like another one, which hides
-   the trigger from every model: there they get the likeliest of the other labels.
+   finds waits, too. Where many classes are plainly poisoned, there is a trigger for every label, and
+   each image is judged by three witnesses (:mod:`pbe_fast.erase.witnesses`): whether it lies in a
+   smaller cluster or along the trigger (:func:`pbe_fast.erase.trigger.find_triggered`, which needs
+   no cluster), which class it is nearest to in the infected model's activations, and which class
+   this model takes it for. What the last two agree on tells which class the trigger leads to which
+   label. An image that only lies so, or of which they say too little, waits.
 4. *Round 1* begins with the infected model's weights again, which are more accurate, and trains on
-   all that is trusted, and on the suspects with the labels that the model of round 0 gives them:
-   triggered images with what they show are what unlearns a trigger best. What waits is not trained,
-   nor are images of a poisoned class that may belong to either cluster, or that lie apart from the
-   others of the trusted one.
+   all that is trusted, and on the suspects with the labels that the model of round 0 gives them,
+   or, of a trigger for every label, with the class that it leads to theirs: triggered images with
+   what they show are what unlearns a trigger best. What waits is not trained, nor are images of a
+   poisoned class that may belong to either cluster, or that lie apart from the others of the
+   trusted one.
 5. *Second verdict.* What was not trained with its own label is trusted if the model of round 1
    gives that label to most of it, class by class. Else it is poisoned if it gets many different
    ones and is of more than a few images, or got them from the model of round 0, or if that is so
    in many classes; a single cluster with one other label may be photographs of something rare, and
-   stays away. Where many classes are poisoned, there is a second look by this model, too, and
-   single images are looked for again; what shows something else, or was doubtful, and is in no
-   cluster is not suspect if they show that a trigger is unlikely. Where what the suspects of
-   many classes have beside what they show has no direction in common, there is no trigger: their
-   labels are wrong.
-6. *Round 2* goes on with the labels that the model of round 1 gives. In a poisoned class an image
-   that it takes for something else has become suspect, too. A suspect that it takes for what it is
-   labelled is left out.
+   stays away. Where many classes are poisoned, each image is judged by the witnesses again, of
+   which the third is now this model. Where what the suspects of many classes have beside what they
+   show has no direction in common, there is no trigger: their labels are wrong.
+6. *Round 2* goes on with the labels of that verdict. In a poisoned class an image that the model of
+   round 1 takes for something else has become suspect, too. A suspect that it takes for what it is
+   labelled is left out, unless it is known what the trigger leads to that label.
 7. *More rounds.* Suspects that are taken for what they are labelled show that the backdoor is
    still there, and need neither the trigger nor clean images for it. While they are more than a
    few, there is another such verdict and another round like round 2, twice at most.
@@ -55,10 +54,12 @@ import numpy.typing as npt
 
 from pbe_fast.config import SieveConfig
 from pbe_fast.data.augment import Augment
+from pbe_fast.erase._space import Space
 from pbe_fast.erase.identify import Scores
 from pbe_fast.erase.progressive import Place, Round, Selection, first_subset
 from pbe_fast.erase.split import ClassSplit, Split, look_again, swollen_classes
-from pbe_fast.erase.trigger import Triggered, find_triggered, part_shown, trigger_in_common
+from pbe_fast.erase.trigger import find_triggered, part_shown, trigger_in_common
+from pbe_fast.erase.witnesses import sources, weigh
 from pbe_fast.randomness import permutation
 from pbe_fast.training import Stage
 
@@ -174,7 +175,7 @@ class Sieve:
         """Of each class that fell apart, by the model of round 0.
 
         Args:
-            outcome: ``(N, 3)``, see :class:`pbe_fast.erase.identify.Outcome`.
+            outcome: ``(N, 2)``, see :class:`pbe_fast.erase.identify.Outcome`.
         """
         verdicts = []
         for split in self.split.classes:
@@ -202,7 +203,7 @@ class Sieve:
         """After round 0: clusters that are plainly poisoned are suspect, others wait."""
         if not self.config.split:
             suspects = self._differs(outcome)
-            return self._selection(suspects, np.zeros_like(suspects), outcome)
+            return self._selection(suspects, np.zeros_like(suspects), outcome[:, 1])
         suspects, waiting = np.zeros((2, len(self.labels)), bool)
         verdicts = self.verdicts(outcome)
         for verdict in verdicts:
@@ -222,25 +223,21 @@ class Sieve:
             swollen.append(facts)
         poisoned = [*plain, *(found["label"] for found in swollen if found["poisoned"])]
         many = self._many(len(poisoned))
-        activations = self.activations()
-        again, found = self._look_again(activations, outcome, suspects if many else None)
+        space = self._space()
+        again = self._look_again(space, outcome)
         likely = again.log_odds > _LIKELY
+        facts = {
+            "classes": [_facts(verdict) for verdict in verdicts],
+            "swollen": swollen,
+            "second_look": [asdict(split) for split in again.classes],
+        }
+        if many and self.config.witnesses:
+            return self._by_witnesses(space, outcome, suspects, likely, facts)
         waiting |= likely & ~np.isin(self.labels, poisoned)
         if many:
             suspects |= waiting & (self._second | likely)
-            if found is not None:
-                suspects |= found.log_odds > 0
-                waiting &= ~(found.log_odds < -_LIKELY)
             waiting &= ~suspects
-        return self._selection(
-            suspects,
-            waiting,
-            outcome,
-            found,
-            classes=[_facts(verdict) for verdict in verdicts],
-            swollen=swollen,
-            second_look=[asdict(split) for split in again.classes],
-        )
+        return self._selection(suspects, waiting, outcome[:, 1], **facts)
 
     def _in_swollen(self, label: int, outcome: Scores) -> tuple[Mask, Mask, dict[str, Any]]:
         """Of a swollen class what is suspect, what waits, and what was measured after round 0.
@@ -260,7 +257,7 @@ class Sieve:
         facts["poisoned"] = facts["differ"] > _DISAGREE and facts["shown"] > least
         if not facts["poisoned"]:
             return np.zeros_like(here), np.zeros_like(here), facts
-        parted = part_shown(self.activations(), self.labels, self.split, label, outcome[:, 1])
+        parted = part_shown(self._space(), label, outcome[:, 1])
         if parted is None:  # hardly any images of its own
             return differs, here & ~differs, facts
         triggered = here & (parted > 0)
@@ -268,7 +265,11 @@ class Sieve:
 
     def judged_again(self, outcome: Scores, place: Place) -> Selection:
         """After round 1, class by class, with a model that has learned all labels."""
-        return self._judged_by_class(outcome, place, self._diverse_before(place))
+        relabelled = self._relabelled(place)
+        many = self._many(len(relabelled))
+        return self._judged_by_class(
+            outcome, place, relabelled if many else self._diverse_before(place)
+        )
 
     def _judged_by_class(self, outcome: Scores, place: Place, before: list[int]) -> Selection:
         """Class by class.
@@ -292,26 +293,66 @@ class Sieve:
         odd = [label for label in clusters if label not in poisoned]
         suspects = np.isin(self.labels, poisoned) & (left | differs)
         facts: dict[str, Any] = {"odd": odd}
-        found = None
-        if many:
-            # Not by images that may only be hard.
-            activations = self.activations()
-            again, found = self._look_again(activations, outcome, suspects & left)
-            likely = again.log_odds > _LIKELY
-            more = likely & ~np.isin(self.labels, poisoned)
-            if found is not None:
-                more |= found.log_odds > 0
-                # What is in no cluster may only be hard, or left out for lying between two.
-                held = left & ~differs & ~doubtful
-                suspects &= self._second | likely | held | ~(found.log_odds < -_LIKELY)
-            suspects |= more
-            poisoned = sorted({*poisoned, *self.labels[more].tolist()})
-            facts["trigger"] = trigger_in_common(
-                activations, self.labels, self.split, suspects, outcome[:, 1]
-            )
-            facts["second_look"] = [asdict(split) for split in again.classes]
-        facts["poisoned"] = poisoned
-        return self._selection(suspects, left & np.isin(self.labels, odd), outcome, found, **facts)
+        waiting = left & np.isin(self.labels, odd)
+        if not many:
+            return self._selection(suspects, waiting, outcome[:, 1], **facts, poisoned=poisoned)
+        space = self._space()
+        again = self._look_again(space, outcome)
+        facts["second_look"] = [asdict(split) for split in again.classes]
+        likely = again.log_odds > _LIKELY
+        if self.config.witnesses:
+            return self._by_witnesses(space, outcome, suspects & left, likely, facts)
+        suspects |= likely & ~np.isin(self.labels, poisoned)
+        facts |= self._of_many(space, outcome, suspects)
+        return self._selection(suspects, waiting, outcome[:, 1], **facts)
+
+    def _by_witnesses(
+        self,
+        space: Space,
+        outcome: Scores,
+        suspects: Mask,
+        likely: Mask,
+        facts: dict[str, Any],
+    ) -> Selection:
+        """Where there is a trigger for every label, image by image.
+
+        One witness is where the infected model puts it within its class: in the smaller cluster, or
+        along the trigger. Another is the class that it puts it nearest to, and the third is the
+        partly purified model. The last two know three answers: the label, the class that the
+        backdoor leads to this label, and any other. What the first one accuses waits at least.
+
+        Args:
+            suspects: so far; those that show something else make the direction of the trigger.
+            likely: in the smaller cluster of a class that seemed whole.
+        """
+        triggered = find_triggered(space, suspects, self._differs(outcome)) > 0
+        apart = self._second | likely | triggered
+        known, shown = space.known(), np.nan_to_num(outcome[:, 1], nan=-1).astype(np.int64)
+        nearest, margin = space.nearest(apart)
+        source = sources(self.labels, nearest, shown, margin, self.num_classes)[self.labels]
+        said = [
+            np.where(classes == self.labels, 0, np.where(classes == source, 1, 2))
+            for classes in (nearest, shown)
+        ]
+        weighed = weigh(np.stack([apart, *said], 1)[known])
+        log_odds = np.full(len(known), -np.inf)
+        log_odds[known] = weighed.log_odds
+        suspects = log_odds > _LIKELY
+        waiting = known & ~suspects & (apart | (log_odds > -_LIKELY))
+        facts |= self._of_many(space, outcome, suspects)
+        facts["witnesses"] = {
+            "rate": weighed.rate, "triggered": weighed.triggered, "others": weighed.others
+        }  # fmt: skip
+        # Wrong labels come from anywhere, a trigger's from one class.
+        shows = np.where((source >= 0) & bool(facts["trigger"]), source, shown)
+        return self._selection(suspects, waiting, shows, **facts)
+
+    def _of_many(self, space: Space, outcome: Scores, suspects: Mask) -> dict[str, Any]:
+        """What there is to say of suspects of many classes."""
+        return {
+            "trigger": trigger_in_common(space, suspects, outcome[:, 1]),
+            "poisoned": np.unique(self.labels[suspects]).tolist(),
+        }
 
     def judged_more(self, outcome: Scores, place: Place) -> Selection | None:
         """After round 2 and later: once more, or None where the backdoor is gone."""
@@ -364,45 +405,28 @@ class Sieve:
         """Whether so many classes are poisoned that there must be a trigger for every label."""
         return self.config.split and poisoned > max(2, _MANY_POISONED * self.num_classes)
 
-    def _look_again(
-        self, activations: Scores, outcome: Scores, suspects: Mask | None
-    ) -> tuple[Split, Triggered | None]:
-        """What a second look finds, and where there is a trigger for every label single images.
+    def _space(self) -> Space:
+        """The infected model's activations, whitened by what the split found."""
+        return Space.of(self.activations(), self.labels).whitened(self.split.log_odds > 0)
 
-        Args:
-            suspects: so far, where there is such a trigger.
-        """
+    def _look_again(self, space: Space, outcome: Scores) -> Split:
+        """What a second look finds."""
         if self.config.second_look:
-            again = look_again(activations, self.labels, self.split, outcome[:, 0])
-        else:
-            nowhere = np.full(len(self.labels), -np.inf, np.float32)
-            again = Split(nowhere, np.zeros_like(self._second), ())
-        if suspects is None or not self.config.single_images:
-            return again, None
-        differs = self._differs(outcome)
-        return again, find_triggered(activations, self.labels, self.split, suspects, differs)
+            return look_again(space, self.split, outcome[:, 0])
+        nowhere = np.full(len(self.labels), -np.inf, np.float32)
+        return Split(nowhere, np.zeros_like(self._second), ())
 
     def _selection(
-        self,
-        suspects: Mask,
-        waiting: Mask,
-        outcome: Scores,
-        triggered: Triggered | None = None,
-        **facts: Any,
+        self, suspects: Mask, waiting: Mask, shows: Ids | Scores, **facts: Any
     ) -> Selection:
         """What is trusted, and the suspects with the labels that they get, where those differ.
 
         Args:
-            triggered: those of its suspects in which the backdoor lasts, which are taken for what
-                they are labelled and are not, get the likeliest of the other labels.
+            shows: ``(N,)``, what suspects show; where that is their label they are left out.
         """
         labels = self.labels.copy()
-        changed = suspects & self._differs(outcome) & self.config.relabel
-        labels[changed] = outcome[changed, 1].astype(np.int64)
-        if triggered is not None and self.config.relabel:
-            last = suspects & triggered.lasting & np.isfinite(outcome[:, 2])
-            labels[last] = outcome[last, 2].astype(np.int64)
-            changed |= last
+        changed = suspects & np.isfinite(shows) & (shows != labels) & self.config.relabel
+        labels[changed] = shows[changed].astype(np.int64)
         ids = np.flatnonzero(changed | (self._known & ~suspects & ~waiting))
         masks = {"suspects": suspects, "relabelled": changed, "waiting": waiting}
         counts = {name: int(mask.sum()) for name, mask in masks.items()}

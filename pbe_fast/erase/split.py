@@ -98,10 +98,10 @@ def split_classes(
     second = np.zeros(len(labels), bool)  # in the smaller cluster of its class
     found: dict[int, Mixture] = {}
     for _ in range(_PASSES if space.members else 0):
-        whitener = space.whitener(second)
+        space = space.whitened(second)
         found, second = {}, np.zeros(len(labels), bool)
         for label, ids in space.large():
-            mixture = two_gaussians(first_component(space.rows(ids) @ whitener))
+            mixture = two_gaussians(first_component(space.rows(ids)))
             if mixture and (
                 mixture.falls_apart or (label in hinted and mixture.falls_apart_on_a_hint)
             ):
@@ -111,29 +111,22 @@ def split_classes(
     return replace(split, apart=_apart(space, split)) if found else split
 
 
-def look_again(
-    features: Features,
-    labels: npt.NDArray[np.integer],
-    split: Split,
-    losses: npt.NDArray[np.floating],
-) -> Split:
+def look_again(space: Space, split: Split, losses: npt.NDArray[np.floating]) -> Split:
     """Look at the classes that seemed whole along the direction to their hardest images.
 
     Args:
-        features, labels: as for :func:`split_classes`.
-        split: what that has found.
+        space: whitened by what :func:`split_classes` found.
+        split: that.
         losses: ``(N,)`` of the labels, by a model that did not learn most of the poison.
 
     Returns:
         the classes that fall apart now, without those that did before.
     """
-    space = Space.of(features, labels)
     found: dict[int, Mixture] = {}
-    whitener = space.whitener(split.log_odds > 0) if space.members else np.empty((0, 0))
     known = {found_before.label for found_before in split.classes}
     for label, ids in space.large():
         if label not in known:
-            mixture = _harder(space.rows(ids) @ whitener, np.nan_to_num(losses[ids]))
+            mixture = _harder(space.rows(ids), np.nan_to_num(losses[ids]))
             if mixture is not None:
                 found[label] = mixture
     return _split(space, found)
@@ -154,13 +147,13 @@ def _split(space: Space, found: dict[int, Mixture]) -> Split:
 def _apart(space: Space, split: Split) -> Mask:
     """See :attr:`Split.apart`."""
     apart, second = np.zeros(len(space.features), bool), split.log_odds > 0
-    whitener = space.whitener(second)
+    space = space.whitened(second)
     for label in (found.label for found in split.classes):
         ids = space.members[label]
         for cluster in (ids[second[ids]], ids[~second[ids]]):
             if len(cluster) < LEAST:
                 continue
-            mixture = two_gaussians(first_component(space.rows(cluster) @ whitener))
+            mixture = two_gaussians(first_component(space.rows(cluster)))
             if mixture and mixture.falls_apart_on_a_hint:
                 apart[cluster] = mixture.odds > 0
     return apart

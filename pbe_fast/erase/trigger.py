@@ -6,23 +6,19 @@ direction can be taken from some classes and looked for in others, where few ima
 needs a class to fall apart.
 """
 
-from dataclasses import dataclass
 from math import lgamma, log, pi
 
 import numpy as np
 import numpy.typing as npt
 
 from pbe_fast.erase._clusters import FOLDS, MOST, along_directions, first_component, two_gaussians
-from pbe_fast.erase._space import LEAST, TINY, Features, Floats, Ids, Mask, Space
-from pbe_fast.erase.split import Split
+from pbe_fast.erase._space import LEAST, TINY, Floats, Ids, Mask, Space
 
-__all__ = ["Triggered", "find_triggered", "part_shown", "trigger_in_common"]
+__all__ = ["find_triggered", "part_shown", "trigger_in_common"]
 
 # Of what images of the class have along a trigger on average. Own images of a class of GTSRB had
 # 0.30 at most, clusters of triggered ones 0.59 at least, with two triggers.
 _LESS = 0.5
-_RAREST = 1e-3  # rate that can be told from a number of images
-_SURE = 3.0  # nats of log odds
 _APART = 2.0  # standard deviations of the images without a trigger, which a trigger adds at least
 # The same beside what images show: at most 0.5 with one label in ten wrong, on GTSRB and drawn
 # signs, and at least 1.8 with triggers for every label of GTSRB that models had hardly learned.
@@ -34,89 +30,49 @@ _GAUSSIAN = -0.5 * log(2 * pi)
 _STUDENT = lgamma((_FREEDOM + 1) / 2) - lgamma(_FREEDOM / 2) - 0.5 * log(_FREEDOM * pi)
 
 
-@dataclass(frozen=True)
-class Triggered:
-    """What the trigger that is known of some images tells of all.
-
-    Attributes:
-        log_odds: ``(N,)`` float32 in [-50, 50], of having it; NaN where features are.
-        lasting: ``(N,)``, images that are sure to have it and are taken for what they are labelled
-            by a partly purified model, as most such images of their class are: there the backdoor
-            is still alive.
-    """
-
-    log_odds: npt.NDArray[np.float32]
-    lasting: Mask
-
-
-def find_triggered(
-    features: Features,
-    labels: npt.NDArray[np.integer],
-    split: Split,
-    suspects: Mask,
-    differs: Mask,
-) -> Triggered:
+def find_triggered(space: Space, suspects: Mask, differs: Mask) -> npt.NDArray[np.float32]:
     """Look for the trigger that suspects of many classes have in all images.
 
     It has a direction, from the middle of each class to its suspects that show something else than
-    their label. Two facts of an image count as if they were independent: where it lies along that
-    direction, and whether it shows something else. A class that falls into two clusters there has
-    the trigger in the one ahead, if that is the smaller. Of single images this tells: those that
-    made the direction have a Gaussian there, and those that are no suspects a Student distribution,
-    as activations have long tails; an image behind the middle of these, or ahead of that of the
-    others, counts as one there.
+    their label. Where an image lies along that tells of it. A class that falls into two clusters
+    there has the trigger in the one ahead, if that is the smaller. Of single images this tells:
+    those that made the direction have a Gaussian there, and those that are no suspects a Student
+    distribution, as activations have long tails; an image behind the middle of these, or ahead of
+    that of the others, counts as one there.
 
     Args:
-        features, labels: as for :func:`pbe_fast.erase.split.split_classes`.
-        split: what that has found.
+        space: of the infected model's activations, whitened.
         suspects: ``(N,)``.
         differs: ``(N,)``, images that a partly purified model takes for something else than their
             label.
 
     Returns:
-        log odds of 0 for all where nothing is known: fewer than 20 suspects differ, fewer than 20
-        images are no suspects, or the direction hardly sets the two apart.
+        ``(N,)`` float32 in [-50, 50]: log odds of having it, NaN for images that were not read; 0
+        for all where nothing is known: fewer than 20 suspects differ, fewer than 20 images are no
+        suspects, or the direction hardly sets the two apart.
     """
-    space = Space.of(features, labels)
-    known = np.zeros(len(labels), bool)
-    for ids in space.members.values():
-        known[ids] = True
+    known = space.known()
     suspects = suspects & known
     makers, others = suspects & differs, known & ~suspects
-    lasting = np.zeros_like(known)
-    told = Triggered(np.where(known, 0.0, np.nan).astype(np.float32), lasting)
+    nothing = np.where(known, 0.0, np.nan).astype(np.float32)
     if min(makers.sum(), others.sum()) < LEAST:
-        return told
-    along = _along_trigger(space, space.whitener(split.log_odds > 0), suspects, makers, labels)
+        return nothing
+    along = _along_trigger(space, suspects, makers, space.labels)
     middle, spread, there = _places(along, makers, others)
     if spread < TINY or there - middle < _APART * spread:
-        return told
+        return nothing
     place, deviation = along.clip(middle, there), max(float(along[makers].std()), spread)
-    single = _gaussian((place - there) / deviation, deviation)
-    single -= _student((place - middle) / spread, spread)
-    rates = [differs[part].mean().clip(_RAREST, 1 - _RAREST) for part in (suspects, others)]
-    shows = np.where(differs, *(log(r / s) for r, s in (rates, (1 - rates[0], 1 - rates[1]))))
-    odds = single + shows + log(suspects.sum() / others.sum())
+    odds = _gaussian((place - there) / deviation, deviation)
+    odds -= _student((place - middle) / spread, spread)
+    odds += log(suspects.sum() / others.sum())
     for ids in space.members.values():
         of_class = _ahead(along[ids])
-        if of_class is None:
-            continue
-        sure = ids[of_class > _SURE]
-        if len(sure) >= LEAST and differs[sure].mean() < 0.5:
-            lasting[sure] = ~differs[sure]
-        else:
-            of_class = of_class + shows[ids]
-        odds[ids] = np.maximum(odds[ids], of_class)
-    return Triggered(odds.clip(-MOST, MOST).astype(np.float32), lasting)
+        if of_class is not None:
+            odds[ids] = np.maximum(odds[ids], of_class)
+    return odds.clip(-MOST, MOST).astype(np.float32)
 
 
-def trigger_in_common(
-    features: Features,
-    labels: npt.NDArray[np.integer],
-    split: Split,
-    suspects: Mask,
-    shown: npt.NDArray[np.floating],
-) -> bool | None:
+def trigger_in_common(space: Space, suspects: Mask, shown: npt.NDArray[np.floating]) -> bool | None:
     """Whether suspects of many classes have a trigger, and not only wrong labels.
 
     A trigger adds much the same to the activations of all its images. What an image with a wrong
@@ -124,22 +80,18 @@ def trigger_in_common(
     another direction for each class.
 
     Args:
-        features, labels, split, suspects: as for :func:`find_triggered`.
+        space, suspects: as for :func:`find_triggered`.
         shown: ``(N,)``, labels by a partly purified model.
 
     Returns:
         None where too few suspects show another label than theirs to tell.
     """
-    space = Space.of(features, labels)
-    known = np.zeros(len(labels), bool)
-    for ids in space.members.values():
-        known[ids] = np.isfinite(shown[ids])
+    known, labels = space.known() & np.isfinite(shown), space.labels
     makers, others = suspects & known & (shown != labels), known & ~suspects
     if min(makers.sum(), others.sum()) < LEAST:
         return None
     beside = np.where(known, shown, labels).astype(np.int64)
-    whitener = space.whitener(split.log_odds > 0)
-    along = _along_trigger(space, whitener, suspects, makers, beside)
+    along = _along_trigger(space, suspects, makers, beside)
     middle, spread, there = _places(along, makers, others)
     return None if spread < TINY else there - middle > _COMMON * spread
 
@@ -176,11 +128,7 @@ def _ahead(along: Floats) -> Floats | None:
 
 
 def _along_trigger(
-    space: Space,
-    whitener: Floats,
-    suspects: Mask,
-    makers: Mask,
-    beside: npt.NDArray[np.integer],
+    space: Space, suspects: Mask, makers: Mask, beside: npt.NDArray[np.integer]
 ) -> Floats:
     """``(N,)``: how far each image is from the middle of a class along the trigger's direction.
 
@@ -188,13 +136,10 @@ def _along_trigger(
         beside: ``(N,)``, which class that is. Its middle is that of its images which are not
             suspect, if there are any.
     """
-    middles: dict[int, Floats] = {}
-    for label, ids in space.members.items():
-        trusted = ids[~suspects[ids]]
-        middles[label] = np.median(space.rows(trusted if len(trusted) else ids) @ whitener, 0)
+    middles = space.middles(suspects)
 
     def added(ids: Ids) -> Floats:
-        return _beside(space.rows(ids) @ whitener, middles, beside[ids])
+        return _beside(space.rows(ids), middles, beside[ids])
 
     fold = np.zeros(len(makers), int)
     by_class = np.concatenate(list(space.members.values()))  # so that no class is in one fold
@@ -223,11 +168,7 @@ def _beside(rows: Floats, middles: dict[int, Floats], classes: npt.NDArray[np.in
 
 
 def part_shown(
-    features: Features,
-    labels: npt.NDArray[np.integer],
-    split: Split,
-    label: int,
-    shown: npt.NDArray[np.floating],
+    space: Space, label: int, shown: npt.NDArray[np.floating]
 ) -> npt.NDArray[np.float32] | None:
     """Part a class of which most seems to be triggered images of other classes.
 
@@ -237,8 +178,7 @@ def part_shown(
     shows the class itself may be either.
 
     Args:
-        features, labels: as for :func:`pbe_fast.erase.split.split_classes`.
-        split: what that has found.
+        space: as for :func:`find_triggered`.
         label: the class.
         shown: ``(N,)``, labels by a model that was not trained on this class.
 
@@ -246,16 +186,12 @@ def part_shown(
         ``(N,)`` float32 in [-50, 50]: log odds of being triggered, NaN for images of other classes
         and such that could not be read; None where no own images were found.
     """
-    space = Space.of(features, labels)
     ids: Ids = space.members.get(label, np.empty(0, np.int64))
     others = [other for other in space.members if other != label]
     if len(ids) < LEAST or not others:
         return None
-    whitener = space.whitener(split.log_odds > 0)
-    means: dict[int, Floats] = {
-        other: (space.rows(space.members[other]) @ whitener).mean(0) for other in others
-    }
-    rows, seen = space.rows(ids) @ whitener, np.nan_to_num(shown[ids], nan=-1).astype(int)
+    means: dict[int, Floats] = {other: space.rows(space.members[other]).mean(0) for other in others}
+    rows, seen = space.rows(ids), np.nan_to_num(shown[ids], nan=-1).astype(int)
     added = _beside(rows, means, seen)
     fold = np.arange(len(ids)) % FOLDS
     along = along_directions(added, fold, lambda index: added[fold != index].mean(0))
@@ -272,6 +208,6 @@ def part_shown(
             odds[here], found = mixture.odds if ahead else -mixture.odds, True
     if not found:
         return None
-    parted = np.full(len(labels), np.nan, np.float32)
+    parted = np.full(len(space.labels), np.nan, np.float32)
     parted[ids] = odds.clip(-MOST, MOST)
     return parted

@@ -2,6 +2,9 @@
 
 import numpy as np
 
+from pbe_fast.erase._space import Space
+from pbe_fast.erase.split import Split, split_classes
+
 WIDTH = 24
 
 
@@ -36,3 +39,9 @@ def activations(
     order = random.permutation(len(labels))
     features = (np.concatenate(rows) @ stretch).astype(np.float16)
     return features[order], np.array(labels)[order], np.array(truth)[order]
+
+
+def whitened(features: np.ndarray, labels: np.ndarray, split: Split | None = None) -> Space:
+    """As a split found it; its own one unless another is given."""
+    split = split or split_classes(features, labels)
+    return Space.of(features, labels).whitened(split.log_odds > 0)

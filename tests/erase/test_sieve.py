@@ -37,11 +37,10 @@ SECOND_LOOK = False
 
 
 def _outcome(changes: dict[int, int] | None = None) -> np.ndarray:
-    """Every image gets its label but for some; losses tell which. The next label is the second."""
-    beside = (LABELS + 1) % CLASSES
-    outcome = np.stack([np.full(len(LABELS), 0.1), LABELS, beside], 1).astype(np.float32)
+    """Every image gets its label but for some; losses tell which."""
+    outcome = np.stack([np.full(len(LABELS), 0.1), LABELS], 1).astype(np.float32)
     for image, label in (changes or {}).items():
-        outcome[image] = 4.0, label, label
+        outcome[image] = 4.0, label
     outcome[-1] = np.nan
     return outcome
 
@@ -136,8 +135,7 @@ def _seen(sieve: Sieve, own: int = 0) -> np.ndarray:
     labels[:OWN] = own
     labels[OWN : OWN + SWOLLEN] = 1 + np.arange(SWOLLEN) % 9
     losses = np.where(labels == sieve.labels, 0.1, 4.0)
-    beside = np.where(labels == sieve.labels, (labels + 1) % 10, labels)
-    return np.stack([losses, labels, beside], 1).astype(np.float32)
+    return np.stack([losses, labels], 1).astype(np.float32)
 
 
 def _parted_features() -> np.ndarray:
@@ -221,13 +219,13 @@ def test_a_large_class_that_is_no_poison_is_trusted(shows: str) -> None:
     outcome = _seen(sieve)
     here = sieve.labels == 0
     if shows == "its own label":
-        outcome[here] = 0.1, 0, 1
+        outcome[here] = 0.1, 0
     elif shows == "one other":
-        outcome[here] = 4.0, 7, 7
+        outcome[here] = 4.0, 7
     elif shows == "most of it four others":
         outcome[here, 1] = 1 + np.arange(here.sum()) % 4
     else:
-        outcome[: (OWN + SWOLLEN) // 2 + 1] = 0.1, 0, 1
+        outcome[: (OWN + SWOLLEN) // 2 + 1] = 0.1, 0
     chosen = sieve.judged(outcome, _place(sieve.first()))
     [found] = chosen.facts["swollen"]
     assert (found["label"], found["poisoned"]) == (0, False)
@@ -235,84 +233,80 @@ def test_a_large_class_that_is_no_poison_is_trusted(shows: str) -> None:
     assert here[chosen.ids].sum() > 0.9 * (OWN + SWOLLEN)
 
 
-def test_what_would_wait_is_suspect_where_many_classes_are_poisoned(
+def test_without_witnesses_what_would_wait_is_suspect_where_many_classes_are_poisoned(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Class 3's cluster, and class 5's that a second look finds."""
+    """Class 3's cluster, and class 5's that a second look finds; a single image is left alone."""
     monkeypatch.setitem(globals(), "SECOND_LOOK", True)
-    sieve = _sieve(dict.fromkeys(range(4), 0.1))
+    sieve = _sieve(dict.fromkeys(range(4), 0.1), witnesses=False)
     sieve.split.log_odds[350] = -2  # doubtful, and in the larger cluster of a class that is unclear
-    outcome = _outcome(dict.fromkeys([*range(10), *range(100, 110), *range(510, 520)], 3))
+    outcome = _outcome(dict.fromkeys([*range(10), *range(100, 110), *range(510, 520), 450], 3))
     for more in (range(0), range(200, 210)):  # of class 2
-        outcome[more] = 4.0, 3, 3
+        outcome[more] = 4.0, 3
         facts = sieve.judged(outcome, _place(sieve.first())).facts
         assert [c["label"] for c in facts["second_look"]] == [5]
         assert (facts["suspects"], facts["waiting"]) == ((60, 0) if more else (20, 40))
+    clusters = [k * EACH + i for k in range(4) for i in range(10)]
+    again = sieve.judged_again(outcome, _place(np.setdiff1d(np.arange(599), clusters)))
+    assert again.facts["poisoned"] == [0, 1, 2, 5]
+    assert 450 in again.ids
+    assert "witnesses" not in again.facts
 
 
-def _triggered(*images: int) -> np.ndarray:
-    """Features in which these images have a trigger."""
-    features = np.random.default_rng(0).normal(size=(len(LABELS), 3))
+def _triggered(*images: int, shown: np.ndarray = LABELS) -> np.ndarray:
+    """Features in which classes lie apart, and these images have a trigger."""
+    features = np.random.default_rng(0).normal(size=(len(LABELS), 1 + CLASSES))
+    features[:, 1:] += 9 * np.eye(CLASSES)[shown]
     features[list(images), 0] += 9
+    features[-1] = np.nan
     return features
 
 
 @pytest.mark.parametrize("relabel", [True, False])
 @pytest.mark.parametrize("again", [False, True])
-def test_where_a_trigger_leads_to_every_label_a_single_image_with_it_is_suspect(
+def test_where_a_trigger_leads_to_every_label_images_are_judged_by_three_witnesses(
     again: bool, relabel: bool
 ) -> None:
-    """It needs no cluster. A class that keeps most of its triggered images loses them anyway.
+    """Each class is led to the one four before it. Image 450 needs no cluster.
 
-    There they get the next likely label. Image 19 of a class that keeps few is left out. Image 260
-    is hard, and 270 between two clusters, and both are without a trigger. So is 280, but it was
-    left out before, and that a model takes it for its label is no reason to train it.
+    Image 10 shows yet another class, and most of class 3's show their label: all get the class that
+    is led to theirs. Image 260 is hard, 270 lies between two clusters, 280 was left out before, and
+    285 shows the class that is led to its label, and they are trusted: one witness is not enough.
+    But image 20, which two acquit, is in a cluster: it waits.
     """
     clusters = [k * EACH + i for k in range(4) for i in range(30)]
-    kept = [19, *range(300, 330)]
+    shown = LABELS.copy()
+    shown[[*clusters, 450]] = (shown[[*clusters, 450]] + 2) % CLASSES
+    shown[20] = 0
     sieve = _sieve(dict.fromkeys(range(4), 0.3), relabel=relabel)
     sieve.split.log_odds[270] = -3
-    sieve = Sieve(LABELS, CLASSES, sieve.split, lambda: _triggered(*clusters, 450),
-                  sieve.config, seed=0)  # fmt: skip
-    outcome = _outcome({i: (LABELS[i] + 2) % 6 for i in [*clusters, 450, 260] if i not in kept})
+    features = _triggered(*clusters, 450, shown=shown)
+    sieve = Sieve(LABELS, CLASSES, sieve.split, lambda: features, sieve.config, seed=0)
+    seen = {i: int(shown[i]) for i in [*clusters, 450] if i not in {20, *range(305, 330)}}
+    outcome = _outcome(seen | {10: 4, 260: 5, 285: 4})
     trusted = _place(np.setdiff1d(np.arange(599), [*clusters, 280]))
     chosen = (sieve.judged_again if again else sieve.judged)(outcome, trusted)
     assert chosen.labels is not None
     got = dict(zip(chosen.ids.tolist(), chosen.labels.tolist(), strict=True))
-    assert 19 not in got
-    assert (280 in got) != again
-    if not relabel:
-        assert not {0, 305, 450} & got.keys()
-        return
-    assert {image: got[image] for image in (0, 305, 450)} == {0: 2, 305: 4, 450: 0}
-    assert (got[260], got[270]) == (2, 2)
-    changed = {image for image, label in got.items() if label != LABELS[image]}
-    assert changed == {*clusters, 450} - {19}
-    suspects = sieve.untrusted(_place(chosen.ids, chosen.labels))
-    assert set(np.flatnonzero(suspects)) == {*clusters, 450} | ({280} if again else set())
-
-
-def test_single_images_are_left_alone_where_that_is_switched_off() -> None:
-    """What waits is suspect all the same where a trigger leads to every label."""
-    clusters = [k * EACH + i for k in range(4) for i in range(30)]
-    sieve = _sieve(dict.fromkeys(range(4), 0.3), single_images=False)
-    sieve.activations = lambda: _triggered(*clusters, 450)
-    outcome = _outcome(_others(*range(100, 130), *range(200, 230), *range(300, 330)))
-    place = _place(np.setdiff1d(np.arange(599), clusters))
-    chosen = sieve.judged(outcome, place)
-    assert chosen.facts["suspects"] == 120
-    assert (450 in chosen.ids, 15 in chosen.ids) == (True, False)  # 15 waited
-    again = sieve.judged_again(outcome, place)
-    assert 450 in again.ids
+    assert 20 not in got
+    assert [got[image] for image in (260, 270, 280, 285)] == [2, 2, 2, 2]
+    changed = {image: label for image, label in got.items() if label != LABELS[image]}
+    suspects = {*clusters, 450} - {20}
+    assert changed == ({i: (LABELS[i] + 2) % CLASSES for i in suspects} if relabel else {})
+    assert (chosen.facts["suspects"], chosen.facts["waiting"]) == (len(suspects), 1)
+    assert chosen.facts["witnesses"]["rate"] == pytest.approx(121 / 600, abs=0.01)
+    assert np.isin(np.arange(4), chosen.facts["poisoned"]).all()
 
 
 def test_without_a_trigger_in_common_many_suspects_are_mislabelled() -> None:
     clusters = [k * EACH + i for k in range(4) for i in range(30)]
     outcome = _outcome(_others(*clusters))
+    shown = np.nan_to_num(outcome[:, 1]).astype(int)
     place = _place(np.setdiff1d(np.arange(599), clusters))
     for triggered in (False, True):
         sieve = _sieve(dict.fromkeys(range(4), 0.3))
-        sieve.activations = lambda hers=triggered: _triggered(*(clusters if hers else []))
+        features = _triggered(*(clusters if triggered else []), shown=shown)
+        sieve.activations = lambda features=features: features
         judged = sieve.judged_again(outcome, place).facts
         found = sieve.found(judged, outcome, place)
         assert found["found"] == triggered
@@ -335,17 +329,18 @@ def test_no_second_look_where_that_is_switched_off(monkeypatch: pytest.MonkeyPat
     assert len(chosen.ids) == 599
 
 
-def test_where_there_was_a_trigger_for_every_label_it_stays_one() -> None:
+@pytest.mark.parametrize("more", [False, True])
+def test_where_there_was_a_trigger_for_every_label_it_stays_one(more: bool) -> None:
     """By the labels of the last round, though few classes show it by now."""
     sieve = _sieve(dict.fromkeys(range(4), 0.1))
     labels = LABELS[:599].astype(np.int64)
     for label in range(4):
         labels[label * EACH : label * EACH + 10] = 5
     outcome = _outcome(dict.fromkeys(range(100, 110), 5))
-    more = sieve.judged_more(outcome, _place(np.arange(599), labels))
-    assert more is not None
-    assert "second_look" in more.facts
-    assert more.facts["poisoned"] == [0, 1, 2, 3]
+    judge = sieve.judged_more if more else sieve.judged_again
+    chosen = judge(outcome, _place(np.arange(599), labels))
+    assert chosen is not None
+    assert "witnesses" in chosen.facts
 
 
 def test_where_one_label_is_poisoned_nothing_gets_the_next_likely_label() -> None:
@@ -477,8 +472,8 @@ def test_of_two_classes_a_cluster_with_the_other_label_tells_nothing() -> None:
     split = Split(odds, np.zeros(len(odds), bool), (ClassSplit(0, 100, 0.1, 1.0, 9.0),))
     labels = np.repeat([0, 1], 100)
     sieve = Sieve(labels, 2, split, _activations, SieveConfig(), seed=0)
-    outcome = np.stack([np.full(200, 0.1), labels, labels], 1).astype(np.float32)
-    outcome[:8] = 4.0, 1, 1
+    outcome = np.stack([np.full(200, 0.1), labels], 1).astype(np.float32)
+    outcome[:8] = 4.0, 1
     facts = sieve.judged_again(outcome, _place(np.arange(10, 200))).facts
     assert (facts["poisoned"], facts["odd"]) == ([], [0])
 

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pbe_fast.erase.split import ClassSplit, Split, look_again, split_classes, swollen_classes
-from tests.erase._activations import WIDTH, activations
+from tests.erase._activations import WIDTH, activations, whitened
 
 
 @settings(max_examples=10, deadline=None)
@@ -87,7 +87,7 @@ def test_activations_that_are_all_alike_are_no_clusters() -> None:
     features, labels = np.ones((80, WIDTH), np.float16), np.repeat([0, 1], 40)
     split = split_classes(features, labels)
     assert split.classes == ()
-    assert look_again(features, labels, split, np.arange(80.0)).classes == ()
+    assert look_again(whitened(features, labels, split), split, np.arange(80.0)).classes == ()
 
 
 def _faint(seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
@@ -128,7 +128,7 @@ def test_a_second_look_finds_what_the_hardest_images_point_to(seed: int) -> None
     features, labels, planted, losses = _faint(seed)
     split = split_classes(features, labels)
     assert split.classes == ()
-    again = look_again(features, labels, split, losses)
+    again = look_again(whitened(features, labels, split), split, losses)
     assert [c.label for c in again.classes] == [1]
     found = again.log_odds > 0
     assert planted[found].mean() > 0.9
@@ -141,7 +141,8 @@ def test_where_classes_lie_far_apart_a_second_look_sees_the_same(seed: int) -> N
     features, labels, planted, losses = _faint(seed)
     centres = np.random.default_rng(seed).normal(0, 40, (4, WIDTH))
     far = (features + centres[labels]).astype(np.float32)
-    again = look_again(far, labels, split_classes(far, labels), losses)
+    split = split_classes(far, labels)
+    again = look_again(whitened(far, labels, split), split, losses)
     assert [c.label for c in again.classes] == [1]
     found = again.log_odds > 0
     assert planted[found].mean() > 0.9
@@ -152,7 +153,7 @@ def test_a_second_look_is_at_classes_that_seemed_whole() -> None:
     features, labels, _, losses = _faint(0)
     whole = split_classes(features, labels)
     known = Split(whole.log_odds, whole.apart, (ClassSplit(1, 100, 0.1, 1.0, 9.0),))
-    assert look_again(features, labels, known, losses).classes == ()
+    assert look_again(whitened(features, labels, known), known, losses).classes == ()
 
 
 def test_a_second_look_leaves_a_cluster_alone_that_is_easier_than_the_rest() -> None:
@@ -162,8 +163,10 @@ def test_a_second_look_leaves_a_cluster_alone_that_is_easier_than_the_rest() -> 
     planted[more] = True
     losses = np.random.default_rng(0).uniform(0, 1, len(labels)) + ~planted
     whole = Split(np.full(len(labels), -50, np.float32), np.zeros(len(labels), bool), ())
-    assert look_again(features, labels, whole, losses).classes == ()
-    assert [c.label for c in look_again(features, labels, whole, -losses).classes] == [1]
+    assert look_again(whitened(features, labels, whole), whole, losses).classes == ()
+    assert [
+        c.label for c in look_again(whitened(features, labels, whole), whole, -losses).classes
+    ] == [1]
 
 
 @settings(max_examples=10, deadline=None)
@@ -172,7 +175,7 @@ def test_a_second_look_finds_nothing_where_losses_mean_nothing(seed: int) -> Non
     features, labels, _ = activations(150, {}, seed)
     split = split_classes(features, labels)
     losses = np.random.default_rng(seed).exponential(1.0, len(labels))
-    assert look_again(features, labels, split, losses).classes == ()
+    assert look_again(whitened(features, labels, split), split, losses).classes == ()
 
 
 def test_the_order_of_images_does_not_matter() -> None:
