@@ -95,16 +95,13 @@ class Space:
         """
         nearest, margin = np.full(len(self.labels), -1), np.zeros(len(self.labels))
         middles = self.middles(left_out)
-        for label, ids in self.members.items():
+        classes, where = np.array(list(middles)), np.array(list(middles.values()))
+        for index, ids in enumerate(self.members.values()):
             rows = self.rows(ids)
-            least = own = np.linalg.norm(rows - middles[label], axis=1)
-            nearest[ids] = label
-            for other, middle in middles.items():
-                distance = np.linalg.norm(rows - middle, axis=1)
-                closer = distance < least
-                nearest[ids[closer]] = other
-                least = np.where(closer, distance, least)
-            margin[ids] = np.log(np.maximum(own, TINY) / np.maximum(least, TINY))
+            squares = (rows**2).sum(1)[:, None] + (where**2).sum(1) - 2 * rows @ where.T
+            squares = np.maximum(squares, TINY)
+            nearest[ids] = classes[squares.argmin(1)]
+            margin[ids] = 0.5 * np.log(squares[:, index] / squares.min(1))
         return nearest, margin
 
     def whitened(self, second: Mask) -> "Space":

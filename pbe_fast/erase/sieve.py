@@ -18,12 +18,12 @@ is trusted:
    the smaller cluster waits. A swollen class of which that says nothing is poisoned if most of it
    shows many different labels, and is parted by what its images have beside what they show. A
    second look at the classes that seemed whole goes by the losses of this model, and what that
-   finds waits, too. Where many classes are plainly poisoned, there is a trigger for every label, and
-   each image is judged by three witnesses (:mod:`pbe_fast.erase.witnesses`): whether it lies in a
-   smaller cluster or along the trigger (:func:`pbe_fast.erase.trigger.find_triggered`, which needs
-   no cluster), which class it is nearest to in the infected model's activations, and which class
-   this model takes it for. What the last two agree on tells which class the trigger leads to which
-   label. An image that only lies so, or of which they say too little, waits.
+   finds waits, too. Where many classes are plainly poisoned, there is a trigger for every label,
+   and each image is judged by three witnesses (:mod:`pbe_fast.erase.witnesses`): whether it lies
+   in a smaller cluster or along the trigger (:func:`pbe_fast.erase.trigger.find_triggered`, which
+   needs no cluster), which class it is nearest to in the infected model's activations, and which
+   class this model takes it for. What the last two agree on tells which class the trigger leads to
+   which label. An image that only lies so, or of which they say too little, waits.
 4. *Round 1* begins with the infected model's weights again, which are more accurate, and trains on
    all that is trusted, and on the suspects with the labels that the model of round 0 gives them,
    or, of a trigger for every label, with the class that it leads to theirs: triggered images with
