@@ -151,9 +151,12 @@ def _with_facts(name: str, facts: Mapping[str, Any], *more: str) -> str:
 
 
 def verdict(metrics: Metrics) -> Verdict:
-    """Judge a run by its ACC and ASR alone."""
+    """Judge a run by its ACC and ASR, and without an ASR by whether a backdoor was found."""
     if metrics.is_purification:
-        return _purification(metrics.infected or Accuracies(), metrics.purified or Accuracies())
+        infected, purified = metrics.infected or Accuracies(), metrics.purified or Accuracies()
+        found = metrics.backdoor
+        clean = found is not None and found.judged and not found.found
+        return _purification(infected, purified, clean)
     if metrics.is_training:
         return _training(metrics.test or Accuracies())
     return Verdict(
@@ -181,7 +184,7 @@ def _acc_words(infected: Accuracies, purified: Accuracies) -> tuple[str, str]:
     return _moved("ACC", infected.acc, purified.acc)
 
 
-def _purification(infected: Accuracies, purified: Accuracies) -> Verdict:
+def _purification(infected: Accuracies, purified: Accuracies, clean: bool) -> Verdict:
     acc_verb, acc_text = _acc_words(infected, purified)
     cost = 0.0
     if infected.acc is not None and purified.acc is not None:
@@ -193,6 +196,13 @@ def _purification(infected: Accuracies, purified: Accuracies) -> Verdict:
             "A purified model was written, but it was not tested.",
             "No test set was given, so neither its accuracy nor whether a trigger still works is "
             "known.",
+        )
+    if purified.asr is None and clean:
+        return Verdict(
+            "unknown",
+            "No backdoor found",
+            f"No backdoor was found; {acc_text}.",
+            "No trigger was tested, and one that these images do not show cannot be found in them.",
         )
     if purified.asr is None:
         return Verdict(

@@ -187,6 +187,27 @@ def test_a_long_name_is_cut() -> None:
     assert class_words(0, ["x" * 1000]) == f"{'x' * 59}… (0)"
 
 
+@pytest.mark.parametrize(
+    ("backdoor", "asr", "headline"),
+    [
+        ({"found": False}, None, f"No backdoor was found; {ACC_FELL}"),
+        ({"found": False, "judged": False}, None, f"{UNKNOWN}{ACC_FELL}"),
+        ({"found": True, "labels": [1]}, None, f"{UNKNOWN}{ACC_FELL}"),
+        # What was measured counts for more than what was found.
+        ({"found": False}, 1.0, f"{THERE}ASR stayed at 100.0 %, {ACC_FELL}"),
+    ],
+)
+def test_where_no_backdoor_was_found_the_headline_says_so(
+    backdoor: object, asr: float | None, headline: str
+) -> None:
+    models = {
+        name: {"acc": acc, "asr": asr} for name, acc in (("infected", 0.97), ("purified", 0.96))
+    }
+    said = verdict(Metrics.model_validate(models | {"backdoor": backdoor}))
+    assert said.headline.replace(NBSP, " ") == headline
+    assert said.kind == ("bad" if asr else "unknown")
+
+
 def test_classes_of_a_backdoor_have_names() -> None:
     found = {"found": True, "labels": [1], "odd": [0, 1]}
     said = backdoor_words(Metrics.model_validate({"backdoor": found}), ["left", "right"])
