@@ -26,20 +26,20 @@ is trusted:
    which label. An image that only lies so, or of which they say too little, waits.
 4. *Round 1* begins with the infected model's weights again, which are more accurate, and trains on
    all that is trusted, and on the suspects with the labels that the model of round 0 gives them,
-   or, of a trigger for every label, with the class that it leads to theirs: triggered images with
-   what they show are what unlearns a trigger best. What waits is not trained, nor are images of a
-   poisoned class that may belong to either cluster, or that lie apart from the others of the
-   trusted one.
+   or, of a trigger for every label, with a class that it leads to theirs: triggered images with
+   what they show are what unlearns a trigger best. What waits is not trained, nor are, unless there
+   are witnesses, images of a poisoned class that may belong to either cluster, or that lie apart
+   from the others of the trusted one.
 5. *Second verdict.* What was not trained with its own label is trusted if the model of round 1
    gives that label to most of it, class by class. Else it is poisoned if it gets many different
    ones and is of more than a few images, or got them from the model of round 0, or if that is so
    in many classes; a single cluster with one other label may be photographs of something rare, and
-   stays away. Where many classes are poisoned, each image is judged by the witnesses again, of
-   which the third is now this model. Where what the suspects of many classes have beside what they
-   show has no direction in common, there is no trigger: their labels are wrong.
-6. *Round 2* goes on with the labels of that verdict. In a poisoned class an image that the model of
-   round 1 takes for something else has become suspect, too. A suspect that it takes for what it is
-   labelled is left out, unless it is known what the trigger leads to that label.
+   stays away. In a poisoned class an image that this model takes for something else becomes
+   suspect, too. Where many classes are poisoned, it is the witnesses instead that judge each image,
+   of which the third is now this model. Where what the suspects of many classes have beside what
+   they show has no direction in common, there is no trigger: their labels are wrong.
+6. *Round 2* goes on with the labels of that verdict. A suspect that the model of round 1 takes for
+   what it is labelled is left out, unless it is known which class the trigger leads to that label.
 7. *More rounds.* Suspects that are taken for what they are labelled show that the backdoor is
    still there, and need neither the trigger nor clean images for it. While they are more than a
    few, there is another such verdict and another round like round 2, twice at most.
@@ -205,6 +205,7 @@ class Sieve:
             suspects = self._differs(outcome)
             return self._selection(suspects, np.zeros_like(suspects), outcome[:, 1])
         suspects, waiting = np.zeros((2, len(self.labels)), bool)
+        space = self._space()
         verdicts = self.verdicts(outcome)
         for verdict in verdicts:
             small, large = self._clusters(verdict.split.label)
@@ -217,13 +218,12 @@ class Sieve:
         swollen = []
         plain = {verdict.split.label for verdict in verdicts if verdict.poisoned != "unclear"}
         for label in sorted(self._swollen - plain):
-            bad, unsure, facts = self._in_swollen(label, outcome)
+            bad, unsure, facts = self._in_swollen(label, space, outcome)
             suspects |= bad
             waiting |= unsure
             swollen.append(facts)
         poisoned = [*plain, *(found["label"] for found in swollen if found["poisoned"])]
         many = self._many(len(poisoned))
-        space = self._space()
         again = self._look_again(space, outcome)
         likely = again.log_odds > _LIKELY
         facts = {
@@ -232,14 +232,18 @@ class Sieve:
             "second_look": [asdict(split) for split in again.classes],
         }
         if many and self.config.witnesses:
-            return self._by_witnesses(space, outcome, suspects, likely, facts)
+            chosen = self._by_witnesses(space, outcome, suspects, likely, facts)
+            if chosen is not None:
+                return chosen
         waiting |= likely & ~np.isin(self.labels, poisoned)
         if many:
             suspects |= waiting & (self._second | likely)
             waiting &= ~suspects
         return self._selection(suspects, waiting, outcome[:, 1], **facts)
 
-    def _in_swollen(self, label: int, outcome: Scores) -> tuple[Mask, Mask, dict[str, Any]]:
+    def _in_swollen(
+        self, label: int, space: Space, outcome: Scores
+    ) -> tuple[Mask, Mask, dict[str, Any]]:
         """Of a swollen class what is suspect, what waits, and what was measured after round 0.
 
         The model has not learned the label, so it takes images of a clean class for others, too,
@@ -257,7 +261,7 @@ class Sieve:
         facts["poisoned"] = facts["differ"] > _DISAGREE and facts["shown"] > least
         if not facts["poisoned"]:
             return np.zeros_like(here), np.zeros_like(here), facts
-        parted = part_shown(self._space(), label, outcome[:, 1])
+        parted = part_shown(space, label, outcome[:, 1])
         if parted is None:  # hardly any images of its own
             return differs, here & ~differs, facts
         triggered = here & (parted > 0)
@@ -265,18 +269,14 @@ class Sieve:
 
     def judged_again(self, outcome: Scores, place: Place) -> Selection:
         """After round 1, class by class, with a model that has learned all labels."""
-        relabelled = self._relabelled(place)
-        many = self._many(len(relabelled))
-        return self._judged_by_class(
-            outcome, place, relabelled if many else self._diverse_before(place)
-        )
+        return self._judged_by_class(outcome, place, self._diverse_before(place))
 
     def _judged_by_class(self, outcome: Scores, place: Place, before: list[int]) -> Selection:
         """Class by class.
 
         Args:
-            before: classes that stay poisoned: a backdoor that outlives a round makes most of their
-                images look right again.
+            before: classes that stay poisoned, or count among the many that are: a backdoor that
+                outlives a round makes most of their images look right again.
         """
         left, doubtful = self.untrusted(place), self._doubtful(place)
         differs = self._differs(outcome)
@@ -301,7 +301,9 @@ class Sieve:
         facts["second_look"] = [asdict(split) for split in again.classes]
         likely = again.log_odds > _LIKELY
         if self.config.witnesses:
-            return self._by_witnesses(space, outcome, suspects & left, likely, facts)
+            chosen = self._by_witnesses(space, outcome, suspects & left, likely, facts)
+            if chosen is not None:
+                return chosen
         suspects |= likely & ~np.isin(self.labels, poisoned)
         facts |= self._of_many(space, outcome, suspects)
         return self._selection(suspects, waiting, outcome[:, 1], **facts)
@@ -312,13 +314,13 @@ class Sieve:
         outcome: Scores,
         suspects: Mask,
         likely: Mask,
-        facts: dict[str, Any],
-    ) -> Selection:
-        """Where there is a trigger for every label, image by image.
+        facts: Mapping[str, Any],
+    ) -> Selection | None:
+        """Where there is a trigger for every label, image by image; None if hardly any is suspect.
 
         One witness is where the infected model puts it within its class: in the smaller cluster, or
         along the trigger. Another is the class that it puts it nearest to, and the third is the
-        partly purified model. The last two know three answers: the label, the class that the
+        partly purified model. The last two know three answers: the label, a class that the
         backdoor leads to this label, and any other. What the first one accuses waits at least.
 
         Args:
@@ -329,23 +331,31 @@ class Sieve:
         apart = self._second | likely | triggered
         known, shown = space.known(), np.nan_to_num(outcome[:, 1], nan=-1).astype(np.int64)
         nearest, margin = space.nearest(apart)
-        source = sources(self.labels, nearest, shown, margin, self.num_classes)[self.labels]
+        leads = sources(self.labels, nearest, shown, margin, self.num_classes)
+        led = [leads[classes, self.labels] > 0 for classes in (nearest, shown)]
         said = [
-            np.where(classes == self.labels, 0, np.where(classes == source, 1, 2))
-            for classes in (nearest, shown)
+            np.where(classes == self.labels, 0, np.where(leading, 1, 2))
+            for classes, leading in zip((nearest, shown), led, strict=True)
         ]
         weighed = weigh(np.stack([apart, *said], 1)[known])
         log_odds = np.full(len(known), -np.inf)
         log_odds[known] = weighed.log_odds
         suspects = log_odds > _LIKELY
+        if suspects.sum() < _TELLING:
+            return None
         waiting = known & ~suspects & (apart | (log_odds > -_LIKELY))
-        facts |= self._of_many(space, outcome, suspects)
-        facts["witnesses"] = {
+        many = self._of_many(space, outcome, suspects)
+        shows = shown
+        if many["trigger"]:  # wrong labels come from anywhere, a trigger's from a class or two
+            loudest = np.where(leads.max(0) > 0, leads.argmax(0), -1)[self.labels]
+            shows = np.select([led[1], led[0], loudest >= 0], [shown, nearest, loudest], shown)
+            # What both see elsewhere may be a photograph that is hard for both.
+            elsewhere = (nearest == shown) & (loudest >= 0) & ~led[1]
+            shows = np.where(elsewhere, self.labels, shows)
+        witnesses = {
             "rate": weighed.rate, "triggered": weighed.triggered, "others": weighed.others
         }  # fmt: skip
-        # Wrong labels come from anywhere, a trigger's from one class.
-        shows = np.where((source >= 0) & bool(facts["trigger"]), source, shown)
-        return self._selection(suspects, waiting, shows, **facts)
+        return self._selection(suspects, waiting, shows, **facts, **many, witnesses=witnesses)
 
     def _of_many(self, space: Space, outcome: Scores, suspects: Mask) -> dict[str, Any]:
         """What there is to say of suspects of many classes."""
@@ -453,7 +463,7 @@ class Sieve:
     def kept(self, outcome: Scores, place: Place, poisoned: list[int]) -> float | None:
         """The share of the poisoned classes' suspects that a model gives the label they came with.
 
-        What shows without a trigger whether a backdoor is gone; None where nothing is suspect.
+        What waits counts as well, as it may be triggered. What shows without a trigger whether a backdoor is gone; None where nothing is suspect.
         """
         suspects = self.untrusted(place) & ~self._doubtful(place) & np.isin(self.labels, poisoned)
         return float((outcome[:, 1] == self.labels)[suspects].mean()) if suspects.any() else None

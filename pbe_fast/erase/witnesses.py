@@ -38,8 +38,8 @@ class Weighed:
 
 def sources(
     labels: npt.NDArray[np.integer], nearest: Ids, shown: Ids, margin: Floats, classes: int
-) -> Ids:
-    """Which class a backdoor leads to which label.
+) -> Floats:
+    """Which classes a backdoor leads to which label.
 
     Each class leads to one label at most: the one for which most speaks.
 
@@ -51,15 +51,14 @@ def sources(
         classes: K.
 
     Returns:
-        ``(K,)``: of each label the class, or -1; of several that lead to it, that for which most
-        speaks.
+        ``(K, K)``: how much speaks for a class (first) leading to a label (second); 0 where it does
+        not.
     """
     agreed = (nearest == shown) & (nearest != labels) & (nearest >= 0)
     speaks = np.zeros((classes, classes))
     np.add.at(speaks, (nearest[agreed], labels[agreed]), margin[agreed])
-    leads = speaks == speaks.max(1, keepdims=True)
-    speaks = np.where(leads, speaks, 0.0)
-    return np.where(speaks.max(0) > 0, speaks.argmax(0), -1)
+    most = np.arange(classes) == speaks.argmax(1)[:, None]
+    return np.where(most, speaks, 0.0)
 
 
 def weigh(said: Ids) -> Weighed:
@@ -71,21 +70,25 @@ def weigh(said: Ids) -> Weighed:
     Args:
         said: ``(N, W)``, by each witness; 0 acquits, and each other number says something else.
     """
-    share = (2 * (said > 0).sum(1) > said.shape[1]).astype(float)
-    heard = [said[:, witness, None] == np.arange(said[:, witness].max(initial=1) + 1)
-             for witness in range(said.shape[1])]  # fmt: skip
+    told, which, times = np.unique(said, axis=0, return_inverse=True, return_counts=True)
+    share = (2 * (told > 0).sum(1) > told.shape[1]).astype(float)
+    heard = [one[:, None] == np.arange(one.max(initial=1) + 1) for one in told.T]
     for _ in range(_STEPS):
         # One image more of each sort, as none of a few says little.
-        rate = (share.sum() + 1) / (len(share) + 2)
-        log_odds = np.full(len(share), np.log(rate / (1 - rate)))
-        triggered, others = [], []
+        rate = ((times * share).sum() + 1) / (times.sum() + 2)
+        log_odds = np.full(len(told), np.log(rate / (1 - rate)))
+        triggered: list[Floats] = []
+        others: list[Floats] = []
         for one in heard:
-            triggered.append((share @ one + 1) / (share.sum() + one.shape[1]))
-            others.append(((1 - share) @ one + 1) / ((1 - share).sum() + one.shape[1]))
+            for rates, part in ((triggered, times * share), (others, times * (1 - share))):
+                rates.append((part @ one + 1) / (part.sum() + one.shape[1]))
             log_odds += one @ np.log(triggered[-1] / others[-1])
         before, share = share, 1 / (1 + np.exp(-log_odds))
         if np.abs(share - before).max(initial=0.0) < 1e-6:
             break
     return Weighed(
-        log_odds, float(rate), [t.tolist() for t in triggered], [o.tolist() for o in others]
+        log_odds[which.reshape(-1)],
+        float(rate),
+        [rates.tolist() for rates in triggered],
+        [rates.tolist() for rates in others],
     )

@@ -298,6 +298,25 @@ def test_where_a_trigger_leads_to_every_label_images_are_judged_by_three_witness
     assert np.isin(np.arange(4), chosen.facts["poisoned"]).all()
 
 
+def test_suspects_get_one_of_the_classes_that_lead_to_their_label_or_none() -> None:
+    """Classes 4 and 5 both lead to label 0. Five of its images look like 3, which leads to 2."""
+    clusters = [k * EACH + i for k in range(4) for i in range(30)]
+    shown = LABELS.copy()
+    shown[clusters] = np.repeat([4, 0, 3, 1], 30)
+    shown[:10], shown[25:30] = 5, 3
+    features = _triggered(*clusters, shown=shown)
+    sieve = _sieve(dict.fromkeys(range(4), 0.3))
+    sieve = Sieve(LABELS, CLASSES, sieve.split, lambda: features, sieve.config, seed=0)
+    outcome = _outcome({i: int(shown[i]) for i in clusters} | {0: 2, 24: 5})
+    chosen = sieve.judged(outcome, _place(sieve.first()))
+    assert chosen.labels is not None
+    got = dict(zip(chosen.ids.tolist(), chosen.labels.tolist(), strict=True))
+    # Image 0 looks like 5 to the infected model, and the other one cannot tell.
+    assert [got[image] for image in (0, 1, 10, 24, 30)] == [5, 5, 4, 5, 0]
+    assert not set(range(25, 30)) & got.keys()
+    assert chosen.facts["suspects"] == 120
+
+
 def test_without_a_trigger_in_common_many_suspects_are_mislabelled() -> None:
     clusters = [k * EACH + i for k in range(4) for i in range(30)]
     outcome = _outcome(_others(*clusters))
@@ -329,18 +348,18 @@ def test_no_second_look_where_that_is_switched_off(monkeypatch: pytest.MonkeyPat
     assert len(chosen.ids) == 599
 
 
-@pytest.mark.parametrize("more", [False, True])
-def test_where_there_was_a_trigger_for_every_label_it_stays_one(more: bool) -> None:
-    """By the labels of the last round, though few classes show it by now."""
+def test_where_there_was_a_trigger_for_every_label_it_stays_one() -> None:
+    """By the labels of the last round, though few classes show it: too few for witnesses."""
     sieve = _sieve(dict.fromkeys(range(4), 0.1))
     labels = LABELS[:599].astype(np.int64)
     for label in range(4):
         labels[label * EACH : label * EACH + 10] = 5
     outcome = _outcome(dict.fromkeys(range(100, 110), 5))
-    judge = sieve.judged_more if more else sieve.judged_again
-    chosen = judge(outcome, _place(np.arange(599), labels))
-    assert chosen is not None
-    assert "witnesses" in chosen.facts
+    more = sieve.judged_more(outcome, _place(np.arange(599), labels))
+    assert more is not None
+    assert "second_look" in more.facts
+    assert "witnesses" not in more.facts
+    assert more.facts["poisoned"] == [0, 1, 2, 3]
 
 
 def test_where_one_label_is_poisoned_nothing_gets_the_next_likely_label() -> None:
