@@ -463,7 +463,8 @@ class Sieve:
     def kept(self, outcome: Scores, place: Place, poisoned: list[int]) -> float | None:
         """The share of the poisoned classes' suspects that a model gives the label they came with.
 
-        What waits counts as well, as it may be triggered. What shows without a trigger whether a backdoor is gone; None where nothing is suspect.
+        What shows without a trigger whether a backdoor is gone; what waits counts, as it may be
+        triggered, too. None where nothing is suspect.
         """
         suspects = self.untrusted(place) & ~self._doubtful(place) & np.isin(self.labels, poisoned)
         return float((outcome[:, 1] == self.labels)[suspects].mean()) if suspects.any() else None
