@@ -329,7 +329,7 @@ class Sieve:
         """
         triggered = find_triggered(space, suspects, self._differs(outcome)) > 0
         apart = self._second | likely | triggered
-        known, shown = space.known(), np.nan_to_num(outcome[:, 1], nan=-1).astype(np.int64)
+        known, shown = self._known, np.nan_to_num(outcome[:, 1], nan=-1).astype(np.int64)
         nearest, margin = space.nearest(apart)
         leads = sources(self.labels, nearest, shown, margin, self.num_classes)
         led = [leads[classes, self.labels] > 0 for classes in (nearest, shown)]
@@ -348,10 +348,12 @@ class Sieve:
         shows = shown
         if many["trigger"]:  # wrong labels come from anywhere, a trigger's from a class or two
             loudest = np.where(leads.max(0) > 0, leads.argmax(0), -1)[self.labels]
-            shows = np.select([led[1], led[0], loudest >= 0], [shown, nearest, loudest], shown)
             # What both see elsewhere may be a photograph that is hard for both.
-            elsewhere = (nearest == shown) & (loudest >= 0) & ~led[1]
-            shows = np.where(elsewhere, self.labels, shows)
+            shows = np.select(
+                [led[1], led[0], (loudest >= 0) & (nearest == shown), loudest >= 0],
+                [shown, nearest, self.labels, loudest],
+                shown,
+            )
         witnesses = {
             "rate": weighed.rate, "triggered": weighed.triggered, "others": weighed.others
         }  # fmt: skip

@@ -137,9 +137,10 @@ def _along_trigger(
             suspect, if there are any.
     """
     middles = space.middles(suspects)
+    elsewhere: Floats = np.mean(list(middles.values()), 0)
 
     def added(ids: Ids) -> Floats:
-        return _beside(space.rows(ids), middles, beside[ids])
+        return _beside(space.rows(ids), middles, elsewhere, beside[ids])
 
     fold = np.zeros(len(makers), int)
     by_class = np.concatenate(list(space.members.values()))  # so that no class is in one fold
@@ -160,9 +161,13 @@ def _along_trigger(
     return along
 
 
-def _beside(rows: Floats, middles: dict[int, Floats], classes: npt.NDArray[np.integer]) -> Floats:
-    """What rows have beside the middles of these classes; of all where a class has no images."""
-    elsewhere: Floats = np.mean(list(middles.values()), 0)
+def _beside(
+    rows: Floats,
+    middles: dict[int, Floats],
+    elsewhere: Floats,
+    classes: npt.NDArray[np.integer],
+) -> Floats:
+    """What rows have beside the middles of these classes, or beside ``elsewhere`` without one."""
     beside: Floats = rows - np.stack([middles.get(one, elsewhere) for one in classes.tolist()])
     return beside
 
@@ -192,7 +197,7 @@ def part_shown(
         return None
     means: dict[int, Floats] = {other: space.rows(space.members[other]).mean(0) for other in others}
     rows, seen = space.rows(ids), np.nan_to_num(shown[ids], nan=-1).astype(int)
-    added = _beside(rows, means, seen)
+    added = _beside(rows, means, np.mean(list(means.values()), 0), seen)
     fold = np.arange(len(ids)) % FOLDS
     along = along_directions(added, fold, lambda index: added[fold != index].mean(0))
     odds, found = np.where(seen == label, 0.0, MOST), False

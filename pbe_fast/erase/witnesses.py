@@ -11,10 +11,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Weighed", "sources", "weigh"]
+from pbe_fast.erase._space import Floats, Ids
 
-Ids = npt.NDArray[np.int64]
-Floats = npt.NDArray[np.float64]
+__all__ = ["Weighed", "sources", "weigh"]
 
 _STEPS = 100
 

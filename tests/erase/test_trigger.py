@@ -138,7 +138,7 @@ def test_long_tails_and_classes_of_unequal_spread_are_no_triggers() -> None:
         rows = noise * np.geomspace(0.5, 2, 4)[labels][:, None]
         rows[truth, 0] += 10
         found = find_triggered(whitened(rows, labels), suspects, differs)
-        assert (found[~truth] > 3).mean() < 0.02
+        assert (found[~truth] > 3).mean() <= 0.01
         assert (found[truth] > 0).mean() > 0.8
 
 
