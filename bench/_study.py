@@ -10,7 +10,7 @@ from bench._setup import rows_in
 from bench._tables import table
 from bench.study import DATA
 
-__all__ = ["BLOCKS", "NAMES", "STUDY", "rows_of"]
+__all__ = ["BLOCKS", "NAMES", "STUDY", "plot", "rows_of"]
 
 NAMES = {
     "badnets": "BadNets",
@@ -41,6 +41,7 @@ DEFENCES = {
     "sieve": "Sieve",
 }
 WITHOUT_CLEAN = ("pbe", "sieve")
+SUMMARY = (">ASR mean", ">worst", ">ACC change, mean", ">worst", ">AUROC mean", ">worst")
 FIGURES = (">infected ACC", ">infected ASR", ">ACC", ">ASR", ">AUROC")
 MAIN_RATE = "0.1"
 STUDY = {
@@ -49,11 +50,20 @@ STUDY = {
         "signs",
         "gtsrb",
         "gtsrb_third",
+        "gtsrb_third_first",
         "gtsrb_third_rare",
         "gtsrb_third_large",
         "gtsrb_third_noise",
     )
 }
+# The sets of models that the aims are about.
+AIMED = {
+    "gtsrb_third": "a third of GTSRB",
+    "gtsrb_third_first": "a third of GTSRB, the models that Sieve was made on",
+    "signs": "drawn signs",
+    "gtsrb": "the whole of GTSRB",
+}
+_COLOURS = ("#1f6f8b", "#c8553d", "#8a6fb0", "#5b8c3a", "#c9962c")  # of attacks
 
 Row = dict[str, Any]
 
@@ -78,17 +88,32 @@ def study_table(name: str) -> str:
         found = "yes" if row["found"] else "no"
         lines.append([*plan, *_figures(row), found, f"{row['seconds']:.0f}"])
     heads = ["attack", "mode", ">seed", *FIGURES, "backdoor found", ">seconds"]
-    made = table(heads, lines)
-    infected = [row for row in rows if "asr" in row["purified"]]
-    if len(infected) < 2:
-        return made
-    asr, gain, areas = _asr(infected), _gain(infected), [row["auroc"] for row in infected]
-    return (
-        f"{made}\n\nOver the {len(infected)} infected models with 10 %: "
-        f"ASR {fmean(asr):.2f} on average, {max(asr):.2f} at worst; "
-        f"ACC {fmean(gain):+.2f} on average, {min(gain):+.2f} at worst; "
-        f"AUROC {fmean(areas):.4f} on average, {min(areas):.4f} at worst."
-    )
+    return table(heads, lines)
+
+
+def aims_table() -> str:
+    """What the aims are about, over the infected models of each data set, beside the aims."""
+    lines: list[list[object]] = [["(the aims)", "", "1", "5", "-1", "-2.5", "0.99", "0.95"]]
+    for name, title in AIMED.items():
+        rows = [row for row in rows_of(name) if _counts(row)]
+        if rows:
+            lines.append([title, len(rows), *_summary(rows)])
+    return table(["", ">models", *SUMMARY], lines)
+
+
+def _counts(row: Row) -> bool:
+    """Whether it is Sieve's of an infected model with the rate of the study."""
+    return bool(row["method"] == "sieve" and row["rate"] == MAIN_RATE)
+
+
+def _summary(rows: Sequence[Row]) -> list[str]:
+    """Average and worst of ASR, of the change of ACC in points, and of the AUROC."""
+    asr, gain, areas = _asr(rows), _gain(rows), [row["auroc"] for row in rows]
+    return [
+        *(f"{value:.2f}" for value in (fmean(asr), max(asr))),
+        *(f"{value:+.2f}" for value in (fmean(gain), min(gain))),
+        *(f"{value:.4f}" for value in (fmean(areas), min(areas))),
+    ]
 
 
 def rates_table(name: str) -> str:
@@ -112,12 +137,8 @@ def ablation_table(name: str) -> str:
     for method, found in by_method.items():
         rows = [found[case] for case in shared]
         if rows:
-            asr, gain, areas = _asr(rows), _gain(rows), [row["auroc"] for row in rows]
-            cells = [f"{fmean(asr):.2f}", f"{max(asr):.2f}", f"{fmean(gain):+.2f}"]
-            cells += [f"{min(gain):+.2f}", f"{fmean(areas):.4f}", f"{min(areas):.4f}"]
-            lines.append([ABLATION[method], len(rows), *cells])
-    heads = ["", ">models", ">ASR mean", ">ASR worst", ">ACC change, mean", ">worst", ">AUROC mean"]
-    return table([*heads, ">worst"], lines)
+            lines.append([ABLATION[method], len(rows), *_summary(rows)])
+    return table(["", ">models", *SUMMARY], lines)
 
 
 def defences_table(name: str, mode: str, seed: str) -> str:
@@ -156,6 +177,62 @@ def _by_method(name: str, methods: Mapping[str, str]) -> dict[str, dict[str, Row
     return found
 
 
+def plot(path: Path, name: str = "gtsrb_third") -> None:
+    """ASR before and after Sieve of every model, and after every method of the same few."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+    from matplotlib.axes import Axes
+
+    def dots(axis: Axes, titles: Sequence[str]) -> None:
+        axis.set_yticks(range(len(titles)), titles)
+        axis.invert_yaxis()
+        axis.grid(axis="x", color="#dddddd")
+        axis.set_axisbelow(True)
+        axis.set_xlim(-2, 102)
+        axis.set_xlabel("ASR, %")
+        axis.spines[["top", "right", "left"]].set_visible(False)
+        axis.tick_params(axis="y", length=0)
+
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
+    places = {(attack, mode): None for mode in ("all_to_one", "all_to_all") for attack in NAMES}
+    rows = [row for row in rows_of(name) if _counts(row)]
+    order = list(places)
+    for side, face, edge in (("infected", "none", "#777777"), ("purified", "#1f6f8b", "none")):
+        left.scatter(
+            [100 * row[side]["asr"] for row in rows],
+            [order.index((row["attack"], row["mode"])) for row in rows],
+            s=36, facecolors=face, edgecolors=edge, label=side, clip_on=False,
+        )  # fmt: skip
+    dots(left, [f"{NAMES[attack]}, {mode.replace('_', '-')}" for attack, mode in order])
+    left.set_title("Sieve, a dot for each model", loc="left")
+
+    by_method = _by_method(name, DEFENCES)
+    cases = {attack: f"{attack}-all_to_one-{MAIN_RATE}-0" for attack in NAMES}
+    told = [method for method in DEFENCES if by_method[method].keys() & {*cases.values()}]
+    for index, (attack, case) in enumerate(cases.items()):
+        found = [row for method in told if (row := by_method[method].get(case))]
+        if not found:
+            continue
+        shares = [row["purified"]["asr"] for row in found] + [found[0]["infected"]["asr"]]
+        lines = [told.index(row["method"]) + 1 for row in found] + [0]
+        right.scatter(
+            [100 * share for share in shares],
+            [line + 0.13 * (index - 2) for line in lines],  # so that none hides another
+            s=30, color=_COLOURS[index], label=NAMES[attack], clip_on=False,
+        )  # fmt: skip
+    dots(right, ["(infected)", *(DEFENCES[method] for method in told)])
+    right.set_title("Every method, all-to-one, seed 0", loc="left")
+    for axis in (left, right):
+        axis.legend(
+            loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=5, frameon=False,
+            columnspacing=1, handletextpad=0.1,
+        )  # fmt: skip
+    figure.savefig(path, dpi=120)
+    pyplot.close(figure)
+
+
 def _side(figures: Mapping[str, float] | None) -> str:
     return "–" if figures is None else f"{100 * figures['acc']:.1f} / {100 * figures['asr']:.1f}"
 
@@ -178,7 +255,8 @@ def _gain(rows: Sequence[Row]) -> list[float]:
 
 BLOCKS: dict[str, Callable[[], str]] = {
     **{f"study-{name}": partial(study_table, name) for name in STUDY},
+    "study-aims": aims_table,
     "study-rates": partial(rates_table, "signs"),
-    "study-ablation": partial(ablation_table, "signs"),
+    "study-ablation": partial(ablation_table, "gtsrb_third"),
     "study-defences": partial(defences_table, "gtsrb_third", "all_to_one", "0"),
 }

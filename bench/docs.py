@@ -18,6 +18,7 @@ from pydantic import BaseModel
 from bench import _findings, _performance, _study, _theory
 from bench._study import NAMES, rows_of
 from bench._tables import table
+from bench.study import same_model
 from pbe_fast import FeaturesConfig, MineConfig, PoisonConfig, PurifyConfig, ScanConfig, TrainConfig
 
 __all__ = ["DOCUMENTS", "refreshed"]
@@ -32,9 +33,11 @@ DOCUMENTS = (
     "docs/findings.md",
 )
 SETTINGS = ROOT / "bench" / "results" / "signs_aft_settings.json"
-PLOT = ROOT / "docs" / "performance.png"
+PLOTS = {
+    ROOT / "docs" / "performance.png": _performance.plot,
+    ROOT / "docs" / "results.png": _study.plot,
+}
 RESULTS = ROOT / "bench" / "results" / "gtsrb_attacks.json"
-_SAME = 5e-4  # of ACC, of one model with another number of threads
 _BLOCK = re.compile(r"(<!-- begin (?P<name>[\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -67,8 +70,8 @@ def results_table() -> str:
         row = _cells().get(name, {})
         aft, pbe = (row.get(method, {}) for method in ("aft", "pbe"))
         sieve = sieved.get(f"{name}-all_to_one-0.1-0", {})
-        if sieve and abs(sieve["infected"]["acc"] - row["model"]["test"]["acc"]) > _SAME:
-            sieve = {}  # of another model
+        if sieve and not same_model(sieve["infected"], row["model"]["test"]):
+            sieve = {}
         sides = [row.get("model", {}).get("test", {}), *(x.get("purified", {}) for x in (aft, pbe))]
         areas = pbe.get("suspects", {}).get("auroc"), sieve.get("auroc")
         cells = [_percent(side.get(key)) for side in sides for key in ("acc", "asr")]
@@ -231,7 +234,8 @@ def main() -> None:
     for name in DOCUMENTS:
         path = ROOT / name
         path.write_text(refreshed(path.read_text(encoding="utf-8")), encoding="utf-8")
-    _performance.plot(PLOT)
+    for path, plot in PLOTS.items():
+        plot(path)
 
 
 if __name__ == "__main__":

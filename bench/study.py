@@ -51,6 +51,7 @@ __all__ = [
     "options_parser",
     "run_case",
     "run_cell",
+    "same_model",
 ]
 
 METHODS: dict[str, dict[str, Any]] = {
@@ -64,6 +65,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "sieve_no_more_rounds": {"method": "sieve", "sieve.more_rounds": 0},
     **{name: {} for name in BASELINES},  # which have their settings in their own files
 }
+_SAME = 5e-4  # of ACC and ASR, of one model with another number of threads
 DEFAULT_METHODS = ("aft", "pbe", "sieve", *BASELINES)
 
 
@@ -324,8 +326,19 @@ def collect(folder: Path, data: DataSet) -> list[dict[str, Any]]:
 
 
 def added(kept: list[dict[str, Any]], rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Rows of several folders in one table; of a cell that is in both, the new one."""
+    """Rows of several folders in one table; of a cell that is in both, the new one.
+
+    A case that was trained again, on another machine, is another model: what was kept of it cannot
+    stand beside the new rows and goes.
+    """
+    infected = {row["case"]: row["infected"] for row in rows}
+    kept = [row for row in kept if same_model(row["infected"], infected.get(row["case"], {}))]
     return merged(kept, rows, "case", "method")
+
+
+def same_model(one: Mapping[str, float], other: Mapping[str, float]) -> bool:
+    """Whether two measurements of an infected model may be of the same weights."""
+    return all(abs(one[key] - other[key]) <= _SAME for key in one.keys() & other.keys())
 
 
 def der(before: Mapping[str, float], after: Mapping[str, float]) -> float:

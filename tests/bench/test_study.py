@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -28,10 +29,22 @@ def test_der_is_that_of_backdoorbench() -> None:
 
 
 def test_rows_of_other_folders_stay_and_newer_ones_replace_them() -> None:
-    old = [{"case": case, "method": "sieve", "seconds": 1} for case in ("b", "a")]
-    new = [{"case": case, "method": "sieve", "seconds": 2} for case in ("c", "b")]
+    model = {"method": "sieve", "infected": {"acc": 0.9, "asr": 1.0}}
+    old = [{"case": case, "seconds": 1, **model} for case in ("b", "a")]
+    new = [{"case": case, "seconds": 2, **model} for case in ("c", "b")]
     found = [(row["case"], row["seconds"]) for row in added(old, new)]
     assert found == [("a", 1), ("b", 2), ("c", 2)]
+
+
+def test_rows_of_a_model_that_was_trained_again_go() -> None:
+    def row(method: str, asr: float) -> dict[str, Any]:
+        return {"case": "a", "method": method, "infected": {"acc": 0.9, "asr": asr}}
+
+    new = [row("sieve", 0.71)]
+    assert added([row("ft", 0.9), row("sieve", 0.9)], new) == new
+    assert added([row("ft", 0.7102)], new) == [row("ft", 0.7102), *new]
+    benign = [{"case": "a", "method": "ft", "infected": {"acc": 0.8}}]
+    assert added(benign, new) == new
 
 
 def test_a_case_and_its_cells(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

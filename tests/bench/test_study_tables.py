@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from matplotlib import pyplot
 
 from bench import _study
 from bench.study import DataSet
@@ -56,17 +57,34 @@ def cells(line: str) -> list[str]:
     return [cell.strip() for cell in line.strip("|").split("|")]
 
 
-def test_the_main_table_has_one_rate_and_says_what_the_aims_are_about() -> None:
+def test_the_main_table_has_one_rate() -> None:
     lines = _study.study_table("few").splitlines()
     assert [cells(line)[0] for line in lines[2:5]] == ["Blend", "SIG", "benign"]
     assert cells(lines[2])[3:] == [
         "90.00", "100.00", "91.00", "1.00", "0.9900", "yes", "10",
     ]  # fmt: skip
     assert cells(lines[4])[1:4] == ["–", "0", "97.00"]
-    assert lines[-1] == (
-        "Over the 2 infected models with 10 %: ASR 2.00 on average, 3.00 at worst; ACC -0.50 on "
-        "average, -2.00 at worst; AUROC 0.9700 on average, 0.9500 at worst."
-    )
+
+
+def test_the_aims_stand_beside_average_and_worst(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_study, "AIMED", {"few": "a few"})
+    aims, few = (cells(line) for line in _study.aims_table().splitlines()[2:])
+    assert aims[2:] == ["1", "5", "-1", "-2.5", "0.99", "0.95"]
+    assert few == ["a few", "2", "2.00", "3.00", "-0.50", "-2.00", "0.9700", "0.9500"]
+
+
+def test_a_dot_for_each_model_and_each_method(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pyplot, "close", lambda figure: None)
+    _study.plot(tmp_path / "few.png", "few")
+    left, right = pyplot.gcf().axes
+    before, after = (dots.get_offsets().tolist() for dots in left.collections)
+    assert before == [[100.0, 1.0], [100.0, 2.0]]  # below BadNets, which has none
+    assert after == [[1.0, 1.0], [3.0, 2.0]]
+    blend = right.collections[0].get_offsets().tolist()
+    assert [share for share, _ in blend] == [60.0, 1.0, 100.0]
+    assert [label.get_text() for label in right.get_yticklabels()] == ["(infected)", "FT", "Sieve"]
 
 
 def test_other_rates_stand_beside_that_of_the_study() -> None:

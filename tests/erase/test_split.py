@@ -1,6 +1,7 @@
 """Classes that fall apart, on activations whose truth is known."""
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -43,13 +44,30 @@ def test_poison_in_every_class_is_found() -> None:
     assert ((split.log_odds > 0) == truth).mean() > 0.99
 
 
-def test_of_a_class_with_a_hint_less_shows_that_it_falls_apart() -> None:
-    """Its own images lie close together, and the others, which are of many classes, do not."""
+def tight_beside_wide(distance: float) -> tuple[npt.NDArray[np.floating], npt.NDArray[np.int64]]:
+    """A class of which 100 images lie close together and 200 do not, and two that are whole."""
     random = np.random.default_rng(0)
     labels = np.repeat([0, 1, 2], [300, 100, 100])
     features = random.normal(size=(500, 8))
     features[:100, 0] *= 0.3
-    features[100:300, 0] = random.normal(5, 2.5, 200)
+    features[100:300, 0] = random.normal(distance, 2.5, 200)
+    return features, labels
+
+
+def test_a_tight_cluster_beside_a_wide_one_falls_apart() -> None:
+    """As own images beside those of many classes do, and triggered ones in a large network."""
+    split = split_classes(*tight_beside_wide(5))
+    [found] = split.classes
+    assert found.label == 0
+    assert (split.log_odds[:300] > 0).sum() == pytest.approx(100, abs=10)
+
+
+def test_two_spreads_around_one_middle_are_one_cluster() -> None:
+    assert split_classes(*tight_beside_wide(0)).classes == ()
+
+
+def test_of_a_class_with_a_hint_less_shows_that_it_falls_apart() -> None:
+    features, labels = tight_beside_wide(3.5)
     assert split_classes(features, labels).classes == ()
     assert split_classes(features, labels, {1, 2}).classes == ()
     split = split_classes(features, labels, {0})
