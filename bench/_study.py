@@ -48,6 +48,7 @@ STUDY = {
     name: Path(__file__).parent / "results" / f"study_{name}.json"
     for name in (
         "signs",
+        "signs_resnet18",
         "gtsrb",
         "gtsrb_third",
         "gtsrb_third_first",
@@ -78,7 +79,7 @@ def rows_of(name: str) -> list[Row]:
 
 
 def study_table(name: str) -> str:
-    """Sieve on every model with the rate of the study, and what the aims are about."""
+    """Sieve on every model with the rate of the study."""
     rows = [
         row for row in rows_of(name) if row["method"] == "sieve" and row["rate"] in (MAIN_RATE, "–")
     ]
@@ -196,9 +197,8 @@ def plot(path: Path, name: str = "gtsrb_third") -> None:
         axis.tick_params(axis="y", length=0)
 
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
-    places = {(attack, mode): None for mode in ("all_to_one", "all_to_all") for attack in NAMES}
+    order = [(attack, mode) for mode in ("all_to_one", "all_to_all") for attack in NAMES]
     rows = [row for row in rows_of(name) if _counts(row)]
-    order = list(places)
     for side, face, edge in (("infected", "none", "#777777"), ("purified", "#1f6f8b", "none")):
         left.scatter(
             [100 * row[side]["asr"] for row in rows],
@@ -257,6 +257,6 @@ BLOCKS: dict[str, Callable[[], str]] = {
     **{f"study-{name}": partial(study_table, name) for name in STUDY},
     "study-aims": aims_table,
     "study-rates": partial(rates_table, "signs"),
-    "study-ablation": partial(ablation_table, "gtsrb_third"),
+    "study-ablation": partial(ablation_table, "signs"),
     "study-defences": partial(defences_table, "gtsrb_third", "all_to_one", "0"),
 }

@@ -69,10 +69,10 @@ FAST = {"batch_size": 32, "lr": 0.03, "data.augment": "none", **PLAIN}
 # The patch as in the study; generators that train for less of the steps, to be quick.
 SIGNS = {"badnets": {"patch_size": 8}, "input_aware": {"generator_steps": 200}}
 DATA = {
-    "signs10": DataSet("signs10", 10, 400, 50, 7, WIDTH, attacks=SIGNS, training=FAST),
-    "signs20": DataSet("signs20", 20, 200, 25, 7, WIDTH, attacks=SIGNS, training=FAST),
-    "gtsrb43": DataSet("gtsrb43", 43, 0, 0, 7, WIDTH, training=FAST),
-    "cifar10": DataSet("cifar10", 10, 0, 0, 7, WIDTH, training=FAST),
+    "signs10": DataSet("signs10", 10, 400, 50, 7, width=WIDTH, attacks=SIGNS, training=FAST),
+    "signs20": DataSet("signs20", 20, 200, 25, 7, width=WIDTH, attacks=SIGNS, training=FAST),
+    "gtsrb43": DataSet("gtsrb43", 43, 0, 0, 7, width=WIDTH, training=FAST),
+    "cifar10": DataSet("cifar10", 10, 0, 0, 7, width=WIDTH, training=FAST),
 }
 SEEDS = range(5)  # of the benign models, of each data set
 INFECTED = (

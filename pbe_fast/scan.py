@@ -111,7 +111,8 @@ def scan(
                     activations = gathered(
                         files, manifest, counts, executor, phase="activations", **rest
                     )
-                    split = split_classes(activations, manifest.labels)
+                    # As the benign models were that its verdict goes by.
+                    split = split_classes(activations, manifest.labels, ashman=True)
         finally:  # a stop also
             save_clock(run, inputs, clock)
         found = _kept(config, manifest, answers, split, out)

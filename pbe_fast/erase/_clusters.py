@@ -77,8 +77,14 @@ def along_directions(z: Floats, fold: Ids, towards: Callable[[int], Floats]) -> 
     return along
 
 
-def two_gaussians(values: Floats, steps: int = 100) -> Mixture | None:
-    """Expectation maximisation from several cuts; the best one that does not shrink to nothing."""
+def two_gaussians(values: Floats, steps: int = 100, *, ashman: bool = False) -> Mixture | None:
+    """Expectation maximisation from several cuts; the best one that does not shrink to nothing.
+
+    Args:
+        ashman: measure their separation in the root of the mean variance (Ashman's D), and not in
+            mean standard deviations. A tight cluster beside a wide one, as poisoned images beside
+            own ones are to a large network, then hardly counts as apart.
+    """
     u = (values - values.mean()) / (values.std() + TINY)
     best: Mixture | None = None
     for cut in (0.05, 0.1, 0.3, 0.5, 0.7, 0.9, 0.95):
@@ -101,8 +107,6 @@ def two_gaussians(values: Floats, steps: int = 100) -> Mixture | None:
         gain = float(np.logaddexp(*logs).mean()) + 0.5  # one Gaussian has -0.5, constants aside
         if best is None or gain > best.gain:
             odds = logs[1] - logs[0] if share.mean() <= 0.5 else logs[0] - logs[1]
-            # Not Ashman's D: with the root of the mean variance a tight cluster beside a wide one,
-            # as poisoned images beside own ones are to a large network, would not count as apart.
-            separation = abs(means[1] - means[0]) / np.mean(np.sqrt(variances))
-            best = Mixture(odds, gain, float(separation))
+            spread = np.sqrt(np.mean(variances)) if ashman else np.mean(np.sqrt(variances))
+            best = Mixture(odds, gain, float(abs(means[1] - means[0]) / spread))
     return best

@@ -84,7 +84,11 @@ def swollen_classes(labels: npt.NDArray[np.integer]) -> set[int]:
 
 
 def split_classes(
-    features: Features, labels: npt.NDArray[np.integer], hinted: Collection[int] = ()
+    features: Features,
+    labels: npt.NDArray[np.integer],
+    hinted: Collection[int] = (),
+    *,
+    ashman: bool = False,
 ) -> Split:
     """Find the classes whose images fall into two clusters.
 
@@ -93,6 +97,7 @@ def split_classes(
             to an image that could not be read.
         labels: ``(N,)``, as the training set has them.
         hinted: classes that something else speaks against, so that less shows that they fall apart.
+        ashman: see :func:`pbe_fast.erase._clusters.two_gaussians`.
     """
     space = Space.of(features, labels)
     second = np.zeros(len(labels), bool)  # in the smaller cluster of its class
@@ -101,7 +106,7 @@ def split_classes(
         space = space.whitened(second)
         found, second = {}, np.zeros(len(labels), bool)
         for label, ids in space.large():
-            mixture = two_gaussians(first_component(space.rows(ids)))
+            mixture = two_gaussians(first_component(space.rows(ids)), ashman=ashman)
             if mixture and (
                 mixture.falls_apart or (label in hinted and mixture.falls_apart_on_a_hint)
             ):

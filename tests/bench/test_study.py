@@ -42,7 +42,7 @@ def test_rows_of_a_model_that_was_trained_again_go() -> None:
 
     new = [row("sieve", 0.71)]
     assert added([row("ft", 0.9), row("sieve", 0.9)], new) == new
-    assert added([row("ft", 0.7102)], new) == [row("ft", 0.7102), *new]
+    assert added([row("ft", 0.711)], new) == [row("ft", 0.711), *new]
     benign = [{"case": "a", "method": "ft", "infected": {"acc": 0.8}}]
     assert added(benign, new) == new
 

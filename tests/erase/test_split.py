@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pbe_fast.erase._clusters import two_gaussians
 from pbe_fast.erase.split import ClassSplit, Split, look_again, split_classes, swollen_classes
 from tests.erase._activations import WIDTH, activations, whitened
 
@@ -44,13 +45,15 @@ def test_poison_in_every_class_is_found() -> None:
     assert ((split.log_odds > 0) == truth).mean() > 0.99
 
 
-def tight_beside_wide(distance: float) -> tuple[npt.NDArray[np.floating], npt.NDArray[np.int64]]:
+def tight_beside_wide(
+    distance: float, spread: float = 2.5
+) -> tuple[npt.NDArray[np.floating], npt.NDArray[np.int64]]:
     """A class of which 100 images lie close together and 200 do not, and two that are whole."""
     random = np.random.default_rng(0)
     labels = np.repeat([0, 1, 2], [300, 100, 100])
     features = random.normal(size=(500, 8))
     features[:100, 0] *= 0.3
-    features[100:300, 0] = random.normal(distance, 2.5, 200)
+    features[100:300, 0] = random.normal(distance, spread, 200)
     return features, labels
 
 
@@ -60,10 +63,16 @@ def test_a_tight_cluster_beside_a_wide_one_falls_apart() -> None:
     [found] = split.classes
     assert found.label == 0
     assert (split.log_odds[:300] > 0).sum() == pytest.approx(100, abs=10)
+    assert split_classes(*tight_beside_wide(5), ashman=True).classes == ()
 
 
 def test_two_spreads_around_one_middle_are_one_cluster() -> None:
-    assert split_classes(*tight_beside_wide(0)).classes == ()
+    features, labels = tight_beside_wide(0, spread=6)
+    assert split_classes(features, labels).classes == ()
+    found = two_gaussians(features[:300, 0])
+    assert found is not None
+    assert found.gain > 0.3
+    assert found.separation < 0.5
 
 
 def test_of_a_class_with_a_hint_less_shows_that_it_falls_apart() -> None:
