@@ -257,6 +257,6 @@ BLOCKS: dict[str, Callable[[], str]] = {
     **{f"study-{name}": partial(study_table, name) for name in STUDY},
     "study-aims": aims_table,
     "study-rates": partial(rates_table, "signs"),
-    "study-ablation": partial(ablation_table, "signs"),
+    "study-ablation": partial(ablation_table, "gtsrb_third"),
     "study-defences": partial(defences_table, "gtsrb_third", "all_to_one", "0"),
 }

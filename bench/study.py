@@ -34,9 +34,11 @@ from bench.attacks import METHODS as ALL_METHODS
 from bench.baselines import BASELINES
 from bench.baselines.run import erase
 from pbe_fast import PoisonConfig, PurifyConfig, TrainConfig, load_config, poison, purify, train
+from pbe_fast._files import sha256_file
 from pbe_fast.data.manifest import MANIFEST_NAME, Manifest
 from pbe_fast.data.shards import Sample, ShardReader, write_shards
 from pbe_fast.progress import Progress, Silent
+from pbe_fast.train import MODEL_NAME
 from pbe_fast.triggers.poisoning import ATTACK_NAME, TRUTH_NAME
 from pipelines._console import progress_bars
 
@@ -51,7 +53,6 @@ __all__ = [
     "options_parser",
     "run_case",
     "run_cell",
-    "same_model",
 ]
 
 METHODS: dict[str, dict[str, Any]] = {
@@ -66,7 +67,6 @@ METHODS: dict[str, dict[str, Any]] = {
     **{name: {} for name in BASELINES},  # which have their settings in their own files
 }
 SIZE = 32  # of all images
-_SAME = 1.1e-3  # of ACC and ASR, of one model with other threads: one of 1,000 images
 DEFAULT_METHODS = ("aft", "pbe", "sieve", *BASELINES)
 
 
@@ -292,7 +292,7 @@ def run_cell(
     values = {
         **_data(here, shards, infected),
         **METHODS[method],
-        "model.checkpoint": here / "model" / "model.safetensors",
+        "model.checkpoint": here / "model" / MODEL_NAME,
         "data.truth": here / "poisoned" / TRUTH_NAME if infected else None,
         "seed": case.seed,
         "device": device,
@@ -328,6 +328,7 @@ def collect(folder: Path, data: DataSet) -> list[dict[str, Any]]:
         row = {
             "case": file.parent.parent.name,
             "method": method,
+            "model": sha256_file(file.parents[1] / "model" / MODEL_NAME)[:16],
             "infected": {key: before[key] for key in ("acc", "asr") if key in before},
             "purified": {key: after[key] for key in ("acc", "asr") if key in after},
             "seconds": sum(metrics["seconds"].values()),
@@ -345,17 +346,12 @@ def collect(folder: Path, data: DataSet) -> list[dict[str, Any]]:
 def added(kept: list[dict[str, Any]], rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Rows of several folders in one table; of a cell that is in both, the new one.
 
-    A case that was trained again, on another machine, is another model: what was kept of it cannot
-    stand beside the new rows and goes.
+    A case that was trained again is another model: what was kept of it cannot stand beside the new
+    rows and goes.
     """
-    infected = {row["case"]: row["infected"] for row in rows}
-    kept = [row for row in kept if same_model(row["infected"], infected.get(row["case"], {}))]
+    models = {row["case"]: row["model"] for row in rows}
+    kept = [row for row in kept if models.get(row["case"], row.get("model")) == row.get("model")]
     return merged(kept, rows, "case", "method")
-
-
-def same_model(one: Mapping[str, float], other: Mapping[str, float]) -> bool:
-    """Whether two measurements of an infected model may be of the same weights."""
-    return all(abs(one[key] - other[key]) <= _SAME for key in one.keys() & other.keys())
 
 
 def der(before: Mapping[str, float], after: Mapping[str, float]) -> float:

@@ -2,7 +2,6 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -29,7 +28,7 @@ def test_der_is_that_of_backdoorbench() -> None:
 
 
 def test_rows_of_other_folders_stay_and_newer_ones_replace_them() -> None:
-    model = {"method": "sieve", "infected": {"acc": 0.9, "asr": 1.0}}
+    model = {"method": "sieve", "model": "0a"}
     old = [{"case": case, "seconds": 1, **model} for case in ("b", "a")]
     new = [{"case": case, "seconds": 2, **model} for case in ("c", "b")]
     found = [(row["case"], row["seconds"]) for row in added(old, new)]
@@ -37,14 +36,12 @@ def test_rows_of_other_folders_stay_and_newer_ones_replace_them() -> None:
 
 
 def test_rows_of_a_model_that_was_trained_again_go() -> None:
-    def row(method: str, asr: float) -> dict[str, Any]:
-        return {"case": "a", "method": method, "infected": {"acc": 0.9, "asr": asr}}
-
-    new = [row("sieve", 0.71)]
-    assert added([row("ft", 0.9), row("sieve", 0.9)], new) == new
-    assert added([row("ft", 0.711)], new) == [row("ft", 0.711), *new]
-    benign = [{"case": "a", "method": "ft", "infected": {"acc": 0.8}}]
-    assert added(benign, new) == new
+    new = [{"case": "a", "method": "sieve", "model": "0b"}]
+    same = {"case": "a", "method": "ft", "model": "0b"}
+    other = {"case": "b", "method": "ft", "model": "0a"}
+    unknown = {"case": "a", "method": "nad"}  # of when it was not kept which model it was
+    assert added([same | {"model": "0a"}, unknown], new) == new
+    assert added([same, other], new) == [same, *new, other]
 
 
 def test_a_case_and_its_cells(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -64,6 +61,7 @@ def test_a_case_and_its_cells(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert [(row["case"], row["method"]) for row in rows] == [
         (case.name, method) for case in (infected, benign) for method in ("aft", "pbe")
     ]
+    assert len({row["model"] for row in rows}) == 2  # one of each case
     assert all("der" in row and "auroc" in row for row in rows[:2])
     assert all("der" not in row and row["purified"].keys() == {"acc"} for row in rows[2:])
     model = tmp_path / "tiny" / infected.name / "model" / "model.safetensors"
