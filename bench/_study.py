@@ -8,7 +8,7 @@ from typing import Any
 
 from bench._setup import rows_in
 from bench._tables import table
-from bench.study import DATA
+from bench.study import DATA, Case
 
 __all__ = ["BLOCKS", "NAMES", "STUDY", "plot", "rows_of"]
 
@@ -142,10 +142,10 @@ def ablation_table(name: str) -> str:
     return table(["", ">models", *SUMMARY], lines)
 
 
-def defences_table(name: str, mode: str, seed: str) -> str:
+def defences_table(name: str, mode: str, seed: int) -> str:
     """Every method on the same infected models: ACC and ASR, DER and seconds."""
     by_method = _by_method(name, DEFENCES)
-    attacks = {attack: f"{attack}-{mode}-{MAIN_RATE}-{seed}" for attack in NAMES}
+    attacks = _cases(mode, seed)
     infected: dict[str, Mapping[str, float]] = {}
     told = []
     for method, title in DEFENCES.items():
@@ -167,6 +167,11 @@ def defences_table(name: str, mode: str, seed: str) -> str:
     sides = [_side(infected.get(case)) for case in attacks.values()]
     heads = ["", "clean images", *(f">{name}" for name in NAMES.values()), ">DER mean", ">worst"]
     return table([*heads, ">seconds"], [["(infected)", "", *sides, "", "", ""], *told])
+
+
+def _cases(mode: str, seed: int) -> dict[str, str]:
+    """The infected model of each attack with the rate of the study."""
+    return {attack: Case(attack, mode, seed=seed).name for attack in NAMES}
 
 
 def _by_method(name: str, methods: Mapping[str, str]) -> dict[str, dict[str, Row]]:
@@ -209,7 +214,7 @@ def plot(path: Path, name: str = "gtsrb_third") -> None:
     left.set_title("Sieve, a dot for each model", loc="left")
 
     by_method = _by_method(name, DEFENCES)
-    cases = {attack: f"{attack}-all_to_one-{MAIN_RATE}-0" for attack in NAMES}
+    cases = _cases("all_to_one", 0)
     told = [method for method in DEFENCES if by_method[method].keys() & {*cases.values()}]
     for index, (attack, case) in enumerate(cases.items()):
         found = [row for method in told if (row := by_method[method].get(case))]
@@ -258,5 +263,5 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "study-aims": aims_table,
     "study-rates": partial(rates_table, "signs"),
     "study-ablation": partial(ablation_table, "gtsrb_third"),
-    "study-defences": partial(defences_table, "gtsrb_third", "all_to_one", "0"),
+    "study-defences": partial(defences_table, "gtsrb_third", "all_to_one", 0),
 }

@@ -318,8 +318,12 @@ def _data(here: Path, shards: Path, infected: bool) -> dict[str, Any]:
 
 def collect(folder: Path, data: DataSet) -> list[dict[str, Any]]:
     """What the finished cells say: ACC, ASR, DER, the AUROC of the suspects, seconds."""
+    here = folder / data.name
+    models = {
+        file.parents[1]: sha256_file(file)[:16] for file in here.glob(f"*/model/{MODEL_NAME}")
+    }
     rows = []
-    for file in sorted((folder / data.name).glob("*/*/metrics.json")):
+    for file in sorted(here.glob("*/*/metrics.json")):
         method = file.parent.name
         if method not in METHODS:
             continue
@@ -328,7 +332,7 @@ def collect(folder: Path, data: DataSet) -> list[dict[str, Any]]:
         row = {
             "case": file.parent.parent.name,
             "method": method,
-            "model": sha256_file(file.parents[1] / "model" / MODEL_NAME)[:16],
+            "model": models[file.parents[1]],
             "infected": {key: before[key] for key in ("acc", "asr") if key in before},
             "purified": {key: after[key] for key in ("acc", "asr") if key in after},
             "seconds": sum(metrics["seconds"].values()),

@@ -26,7 +26,8 @@ class Mixture:
     Attributes:
         odds: ``(n,)``, log odds of the smaller one.
         gain: nats by image that two Gaussians explain better than one.
-        separation: of their means, in mean standard deviations.
+        separation: of their means, in mean standard deviations or as :func:`two_gaussians` was
+            asked to.
     """
 
     odds: Floats

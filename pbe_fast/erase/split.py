@@ -50,7 +50,7 @@ class ClassSplit:
         images: of it.
         share: of its images that are in the smaller cluster.
         gain: nats by image that two Gaussians explain better than one.
-        separation: of the two clusters' means, in mean standard deviations.
+        separation: of the two clusters' means, see :class:`pbe_fast.erase._clusters.Mixture`.
     """
 
     label: int

@@ -76,9 +76,11 @@ def test_the_aims_stand_beside_average_and_worst(monkeypatch: pytest.MonkeyPatch
 def test_a_dot_for_each_model_and_each_method(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pyplot, "close", lambda figure: None)
-    _study.plot(tmp_path / "few.png", "few")
+    with monkeypatch.context() as open_still:
+        open_still.setattr(pyplot, "close", lambda figure: None)
+        _study.plot(tmp_path / "few.png", "few")
     left, right = pyplot.gcf().axes
+    pyplot.close()
     before, after = (dots.get_offsets().tolist() for dots in left.collections)
     assert before == [[100.0, 1.0], [100.0, 2.0]]  # below BadNets, which has none
     assert after == [[1.0, 1.0], [3.0, 2.0]]
@@ -104,7 +106,7 @@ def test_the_ablation_compares_the_same_models() -> None:
 
 def test_a_defence_with_cells_to_come_has_no_average(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(_study.DATA, "few", DataSet("few", 3, clean_fraction=0.05))
-    lines = [cells(line) for line in _study.defences_table("few", "all_to_one", "0").splitlines()]
+    lines = [cells(line) for line in _study.defences_table("few", "all_to_one", 0).splitlines()]
     told = {line[0]: line[1:] for line in lines[2:]}
     assert told["(infected)"][1:4] == ["–", "90.0 / 100.0", "90.0 / 100.0"]
     assert told["FT"] == ["5 %", "–", "80.0 / 60.0", "–", "–", "–", "–", "–", "10"]
