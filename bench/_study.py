@@ -55,6 +55,7 @@ STUDY = {
         "gtsrb_third_rare",
         "gtsrb_third_large",
         "gtsrb_third_noise",
+        "cifar10_third",
     )
 }
 # The sets of models that the aims are about.
@@ -63,6 +64,7 @@ AIMED = {
     "gtsrb_third_first": "a third of GTSRB, the models that Sieve was made on",
     "signs": "drawn signs",
     "gtsrb": "the whole of GTSRB",
+    "cifar10_third": "a third of CIFAR-10",
 }
 _COLOURS = ("#1f6f8b", "#c8553d", "#8a6fb0", "#5b8c3a", "#c9962c")  # of attacks
 

@@ -146,6 +146,10 @@ DATA = {
     "gtsrb_third_large": replace(_THIRD, name="gtsrb_third_large", whole=2),
     "gtsrb_third_noise": replace(_THIRD, name="gtsrb_third_noise", wrong=0.1),
     "cifar10": DataSet("cifar10", 10, epochs=30, width=64),  # for a GPU
+    # For a CPU. Few photographs, and harder ones than signs: a model that is often wrong.
+    "cifar10_third": DataSet(
+        "cifar10_third", 10, epochs=20, width=16, every=3, clean_fraction=0.15
+    ),
 }
 
 

@@ -33,7 +33,6 @@ from pbe_fast.erase import (
     pbe_rounds,
     run_rounds,
     split_classes,
-    swollen_classes,
 )
 from pbe_fast.errors import ConfigError
 from pbe_fast.mine import mined_otherwise
@@ -173,7 +172,7 @@ def _sieve(config: PurifyConfig, worker: RunWorker) -> Sieve:
     if config.sieve.split:
         activations = worker.activations()
         with worker.clock.time("split", len(labels)):
-            split = split_classes(activations, labels, swollen_classes(labels))
+            split = split_classes(activations, labels)
     return Sieve(labels, manifest.num_classes, split, worker.activations, config.sieve, config.seed)
 
 

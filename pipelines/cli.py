@@ -5,6 +5,7 @@ what is wrong and what to do.
 """
 
 import json
+import shlex
 import sys
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
@@ -16,7 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pbe_fast import evaluate as evaluation
-from pbe_fast.backdoorbench import import_attack_result, write_defense_result
+from pbe_fast.backdoorbench import TRIGGERED_NAME, import_attack_result, write_defense_result
 from pbe_fast.config import MineConfig, PoisonConfig, PurifyConfig, TrainConfig, load_config
 from pbe_fast.data import ImageData, Manifest
 from pbe_fast.device import choose_device
@@ -25,7 +26,7 @@ from pbe_fast.mine import mine
 from pbe_fast.models import ModelSpec, load_model
 from pbe_fast.purify import PURIFIED_NAME, SUSPECTS_NAME, purify
 from pbe_fast.report import write_report
-from pbe_fast.run_directory import versions
+from pbe_fast.run_directory import CONVERTED_NAME, versions
 from pbe_fast.train import MODEL_NAME, train
 from pbe_fast.triggers import load_attack
 from pbe_fast.triggers.poisoning import ATTACK_NAME, TRUTH_NAME, poison
@@ -353,6 +354,10 @@ def purify_command(
     if backdoorbench is not None:
         written = write_defense_result(out, out / PURIFIED_NAME)
         say(console, f"BackdoorBench:  {written}")
+        triggered = out / CONVERTED_NAME / TRIGGERED_NAME
+        if triggered.exists():  # with the attacker's labels, so the ACC on them is the ASR
+            told = shlex.join(["pbe-fast", "evaluate", str(out / PURIFIED_NAME), str(triggered)])
+            say(console, f"Its ASR:        {told}")
     say(console, f"Report:         {out / 'report.html'}")
 
 

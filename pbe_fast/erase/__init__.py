@@ -14,7 +14,7 @@ from pbe_fast.erase.progressive import (
 )
 from pbe_fast.erase.score_files import ScoreFiles
 from pbe_fast.erase.sieve import Sieve
-from pbe_fast.erase.split import Split, split_classes, swollen_classes
+from pbe_fast.erase.split import Split, split_classes
 
 __all__ = [
     "Activations",
@@ -36,5 +36,4 @@ __all__ = [
     "score_shards",
     "select_top",
     "split_classes",
-    "swollen_classes",
 ]

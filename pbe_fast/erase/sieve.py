@@ -11,7 +11,7 @@ is trusted:
 2. *Round 0* fine-tunes, adversarially at first, on a share of each class. Classes that fell apart
    are left out, or where they are many, as with a trigger for every label, their smaller clusters.
    So are swollen ones, which have many more images than is usual: if that is poison, their own
-   images may be too few to show as a cluster; for one less is enough there.
+   images may be too few to show as a cluster.
 3. *Verdict.* The model of round 0 has not learned the label of what was left out. Poisoned images
    it sees as what they show: of a cluster alone, as another label for most; of a whole class, as
    many different ones where a trigger brought them in from many classes. Where neither is plain,

@@ -18,7 +18,6 @@ falls apart are split once more (:attr:`Split.apart`).
 What a split that was judged tells of single images is in :mod:`pbe_fast.erase.trigger`.
 """
 
-from collections.abc import Collection
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -86,7 +85,6 @@ def swollen_classes(labels: npt.NDArray[np.integer]) -> set[int]:
 def split_classes(
     features: Features,
     labels: npt.NDArray[np.integer],
-    hinted: Collection[int] = (),
     *,
     ashman: bool = False,
 ) -> Split:
@@ -96,7 +94,6 @@ def split_classes(
         features: ``(N, D)`` activations of the infected model. A row that is not finite belongs
             to an image that could not be read.
         labels: ``(N,)``, as the training set has them.
-        hinted: classes that something else speaks against, so that less shows that they fall apart.
         ashman: see :func:`pbe_fast.erase._clusters.two_gaussians`.
     """
     space = Space.of(features, labels)
@@ -107,9 +104,7 @@ def split_classes(
         found, second = {}, np.zeros(len(labels), bool)
         for label, ids in space.large():
             mixture = two_gaussians(first_component(space.rows(ids)), ashman=ashman)
-            if mixture and (
-                mixture.falls_apart or (label in hinted and mixture.falls_apart_on_a_hint)
-            ):
+            if mixture and mixture.falls_apart:
                 found[label] = mixture
                 second[ids] = mixture.odds > 0
     split = _split(space, found)

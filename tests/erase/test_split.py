@@ -75,16 +75,6 @@ def test_two_spreads_around_one_middle_are_one_cluster() -> None:
     assert found.separation < 0.5
 
 
-def test_of_a_class_with_a_hint_less_shows_that_it_falls_apart() -> None:
-    features, labels = tight_beside_wide(3.5)
-    assert split_classes(features, labels).classes == ()
-    assert split_classes(features, labels, {1, 2}).classes == ()
-    split = split_classes(features, labels, {0})
-    [found] = split.classes
-    assert found.label == 0
-    assert (split.log_odds[:300] > 0).sum() == pytest.approx(100, abs=10)
-
-
 def test_swollen_classes_have_more_than_five_times_the_usual_images() -> None:
     labels = np.repeat([3, 5, 7, 8], [20, 20, 100, 101])
     assert swollen_classes(np.repeat([3, 5, 7, 8, 9], [20, 20, 20, 100, 101])) == {9}

@@ -157,18 +157,20 @@ def test_a_backdoorbench_result_is_purified_and_handed_back(tmp_path: Path, run:
     ]  # fmt: skip
     ended = run(*command)
     assert ended.code == 0, ended.err
-    assert str(out / "defense_result.pt") in ended.out.replace("\n", "")
+    said = ended.out.replace("\n", "")
+    assert str(out / "defense_result.pt") in said
+    purified, triggered = out / "purified.safetensors", out / "backdoorbench" / "triggered"
+    assert f"pbe-fast evaluate {purified} {triggered}" in said
     metrics = json.loads((out / "metrics.json").read_text())
     assert metrics["suspects"]["poisoned"] == 6  # the truth was taken from the result
     content = torch.load(out / "defense_result.pt", weights_only=True)
     assert (content["model_name"], content["num_classes"]) == ("preactresnet18", CLASSES)
-    given, purified = preact_weights(), load_model(out / "purified.safetensors").net.state_dict()
+    given, weights = preact_weights(), load_model(purified).net.state_dict()
     assert list(content["model"]) == list(given)
     assert not torch.equal(content["model"]["linear.weight"], given["linear.weight"])
-    assert torch.equal(content["model"]["linear.weight"], purified["linear.weight"])
+    assert torch.equal(content["model"]["linear.weight"], weights["linear.weight"])
 
-    ended = run("evaluate", out / "purified.safetensors", out / "backdoorbench" / "triggered",
-                "--device", "cpu", "--json")  # fmt: skip
+    ended = run("evaluate", purified, triggered, "--device", "cpu", "--json")
     assert ended.code == 0, ended.err
     assert json.loads(ended.out)["images"] == 16
 
