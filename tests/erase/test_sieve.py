@@ -193,6 +193,19 @@ def test_a_swollen_class_whose_poison_falls_apart_is_judged_as_a_whole() -> None
     assert suspects[OWN : OWN + SWOLLEN].mean() > 0.99
 
 
+@pytest.mark.parametrize(("shown", "poisoned"), [(9, False), (13, True)])
+def test_a_swollen_class_is_poisoned_by_how_many_of_all_labels_it_shows(
+    shown: int, poisoned: bool
+) -> None:
+    labels = np.repeat(np.arange(43), [600] + [50] * 42)
+    split = Split(np.full(len(labels), -50, np.float32), np.zeros(len(labels), bool), ())
+    sieve = Sieve(labels, 43, split, lambda: np.zeros((len(labels), 3)), SieveConfig(), seed=0)
+    seen = np.where(labels == 0, 1 + np.arange(len(labels)) % shown, labels)
+    outcome = np.stack([np.where(seen == labels, 0.1, 4.0), seen], 1).astype(np.float32)
+    [found] = sieve.judged(outcome, _place(sieve.first())).facts["swollen"]
+    assert found["poisoned"] is poisoned
+
+
 def test_of_few_classes_none_is_called_nearly_all_poison() -> None:
     """A clean class that was not trained is taken for the others, whatever it looks like."""
     labels = np.repeat(np.arange(4), [1000, 100, 100, 100])
@@ -211,7 +224,7 @@ def test_a_swollen_class_that_cannot_be_parted_waits_where_it_is_not_suspect() -
 
 
 @pytest.mark.parametrize(
-    "shows", ["its own label", "one other", "half of it many others", "most of it four others"]
+    "shows", ["its own label", "one other", "half of it many others", "most of it six others"]
 )
 def test_a_large_class_that_is_no_poison_is_trusted(shows: str) -> None:
     """Round 0 did not train it, so the model may take it for what it looks like."""
@@ -222,8 +235,8 @@ def test_a_large_class_that_is_no_poison_is_trusted(shows: str) -> None:
         outcome[here] = 0.1, 0
     elif shows == "one other":
         outcome[here] = 4.0, 7
-    elif shows == "most of it four others":
-        outcome[here, 1] = 1 + np.arange(here.sum()) % 4
+    elif shows == "most of it six others":
+        outcome[here, 1] = 1 + np.arange(here.sum()) % 6
     else:
         outcome[: (OWN + SWOLLEN) // 2 + 1] = 0.1, 0
     chosen = sieve.judged(outcome, _place(sieve.first()))
