@@ -132,15 +132,18 @@ def rates_table(name: str) -> str:
     return table(["attack", ">poisoned", ">seed", *FIGURES, "backdoor found"], lines)
 
 
-def ablation_table(name: str) -> str:
+def ablation_table(name: str, mode: str) -> str:
     """Each ingredient of Sieve switched off, on the models that have every cell that there is."""
-    by_method = {method: rows for method, rows in _by_method(name, ABLATION).items() if rows}
+    by_method = {
+        method: here
+        for method, rows in _by_method(name, ABLATION).items()
+        if (here := {case: row for case, row in rows.items() if row["mode"] == mode})
+    }
     shared = sorted(set.intersection(*(set(rows) for rows in by_method.values())))
     lines = []
     for method, found in by_method.items():
         rows = [found[case] for case in shared]
-        if rows:
-            lines.append([ABLATION[method], len(rows), *_summary(rows)])
+        lines.append([ABLATION[method], len(rows), *_summary(rows)])
     return table(["", ">models", *SUMMARY], lines)
 
 
@@ -264,6 +267,9 @@ BLOCKS: dict[str, Callable[[], str]] = {
     **{f"study-{name}": partial(study_table, name) for name in STUDY},
     "study-aims": aims_table,
     "study-rates": partial(rates_table, "signs"),
-    "study-ablation": partial(ablation_table, "gtsrb_third"),
+    **{
+        f"study-ablation-{mode}": partial(ablation_table, "gtsrb_third", mode)
+        for mode in ("all_to_one", "all_to_all")
+    },
     "study-defences": partial(defences_table, "gtsrb_third", "all_to_one", 0),
 }

@@ -30,6 +30,7 @@ ROWS = [
     row(BLEND, "sieve", 0.91, 0.01),
     row(SIG, "sieve", 0.88, 0.03, auroc=0.95),
     row("blend-all_to_one-0.01-0", "sieve", 0.9, 0.5, found=False),
+    row("blend-all_to_all-0.1-0", "sieve_no_split", 0.9, 0.07),  # of the other mode
     row(BLEND, "sieve_no_split", 0.5, 0.8),
     row(BLEND, "sieve_no_relabel", 0.6, 0.1),
     row(BLEND, "sieve_no_adversary", 0.7, 0.2),
@@ -98,10 +99,13 @@ def test_other_rates_stand_beside_that_of_the_study() -> None:
 
 
 def test_the_ablation_compares_the_same_models() -> None:
-    lines = [cells(line) for line in _study.ablation_table("few").splitlines()[2:]]
+    table = _study.ablation_table("few", "all_to_one")
+    lines = [cells(line) for line in table.splitlines()[2:]]
     assert [line[1] for line in lines] == ["1"] * 4
     assert [line[2] for line in lines] == ["1.00", "80.00", "10.00", "20.00"]
     assert [line[4] for line in lines] == ["+1.00", "-40.00", "-30.00", "-20.00"]
+    [all_to_all] = _study.ablation_table("few", "all_to_all").splitlines()[2:]
+    assert cells(all_to_all)[1:3] == ["1", "7.00"]
 
 
 def test_a_defence_with_cells_to_come_has_no_average(monkeypatch: pytest.MonkeyPatch) -> None:
