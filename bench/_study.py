@@ -8,7 +8,7 @@ from typing import Any
 
 from bench._setup import rows_in
 from bench._tables import table
-from bench.study import DATA, Case
+from bench.study import DATA, MODES, Case
 
 __all__ = ["BLOCKS", "NAMES", "STUDY", "plot", "rows_of"]
 
@@ -207,7 +207,7 @@ def plot(path: Path, name: str = "gtsrb_third") -> None:
         axis.tick_params(axis="y", length=0)
 
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
-    order = [(attack, mode) for mode in ("all_to_one", "all_to_all") for attack in NAMES]
+    order = [(attack, mode) for mode in MODES for attack in NAMES]
     rows = [row for row in rows_of(name) if _counts(row)]
     for side, face, edge in (("infected", "none", "#777777"), ("purified", "#1f6f8b", "none")):
         left.scatter(
@@ -267,9 +267,6 @@ BLOCKS: dict[str, Callable[[], str]] = {
     **{f"study-{name}": partial(study_table, name) for name in STUDY},
     "study-aims": aims_table,
     "study-rates": partial(rates_table, "signs"),
-    **{
-        f"study-ablation-{mode}": partial(ablation_table, "gtsrb_third", mode)
-        for mode in ("all_to_one", "all_to_all")
-    },
+    **{f"study-ablation-{mode}": partial(ablation_table, "gtsrb_third", mode) for mode in MODES},
     "study-defences": partial(defences_table, "gtsrb_third", "all_to_one", 0),
 }

@@ -45,6 +45,7 @@ from pipelines._console import progress_bars
 __all__ = [
     "DATA",
     "METHODS",
+    "MODES",
     "Case",
     "DataSet",
     "added",
@@ -66,6 +67,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "sieve_no_more_rounds": {"method": "sieve", "sieve.more_rounds": 0},
     **{name: {} for name in BASELINES},  # which have their settings in their own files
 }
+MODES = ("all_to_one", "all_to_all")
 SIZE = 32  # of all images
 DEFAULT_METHODS = ("aft", "pbe", "sieve", *BASELINES)
 
@@ -174,7 +176,7 @@ def cases(seeds: Iterable[int] = range(3)) -> Iterator[Case]:
     """All of the study: five attacks in two modes, benign models, and other poison rates."""
     for seed in seeds:
         yield Case(BENIGN, seed=seed)
-        for mode in ("all_to_one", "all_to_all"):
+        for mode in MODES:
             for attack in CELLS:
                 if attack != BENIGN:
                     yield Case(attack, mode, seed=seed)

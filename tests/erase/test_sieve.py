@@ -123,10 +123,15 @@ OWN, SWOLLEN = 40, 960  # images of class 0: its own first, then those with a tr
 def _swollen(features: np.ndarray | None = None, **sizes: int) -> Sieve:
     """Ten classes of 100 images each but for class 0, that seem to be whole."""
     labels = np.repeat(np.arange(10), [OWN + SWOLLEN, *[sizes.get("others", 100)] * 9])
+    return _unsplit(labels, features)
+
+
+def _unsplit(labels: np.ndarray, features: np.ndarray | None = None) -> Sieve:
+    """Classes that all seem to be whole."""
     odds = np.full(len(labels), -50, np.float32)
     split = Split(odds, np.zeros(len(labels), bool), ())
     given = np.zeros((len(labels), 3)) if features is None else features
-    return Sieve(labels, 10, split, lambda: given, SieveConfig(), seed=0)
+    return Sieve(labels, labels.max() + 1, split, lambda: given, SieveConfig(), seed=0)
 
 
 def _seen(sieve: Sieve, own: int = 0) -> np.ndarray:
@@ -155,8 +160,7 @@ def test_a_class_with_many_more_images_than_usual_is_left_out_of_round_0() -> No
 
 def test_where_many_classes_are_large_none_is_swollen() -> None:
     labels = np.repeat(np.arange(10), [1000] * 4 + [100] * 6)
-    split = Split(np.full(len(labels), -50, np.float32), np.zeros(len(labels), bool), ())
-    sieve = Sieve(labels, 10, split, lambda: np.zeros((len(labels), 3)), SieveConfig(), seed=0)
+    sieve = _unsplit(labels)
     assert set(labels[sieve.first()]) == set(range(10))
 
 
@@ -198,8 +202,7 @@ def test_a_swollen_class_is_poisoned_by_how_many_of_all_labels_it_shows(
     shown: int, poisoned: bool
 ) -> None:
     labels = np.repeat(np.arange(43), [600] + [50] * 42)
-    split = Split(np.full(len(labels), -50, np.float32), np.zeros(len(labels), bool), ())
-    sieve = Sieve(labels, 43, split, lambda: np.zeros((len(labels), 3)), SieveConfig(), seed=0)
+    sieve = _unsplit(labels)
     seen = np.where(labels == 0, 1 + np.arange(len(labels)) % shown, labels)
     outcome = np.stack([np.where(seen == labels, 0.1, 4.0), seen], 1).astype(np.float32)
     [found] = sieve.judged(outcome, _place(sieve.first())).facts["swollen"]
@@ -209,8 +212,7 @@ def test_a_swollen_class_is_poisoned_by_how_many_of_all_labels_it_shows(
 def test_of_few_classes_none_is_called_nearly_all_poison() -> None:
     """A clean class that was not trained is taken for the others, whatever it looks like."""
     labels = np.repeat(np.arange(4), [1000, 100, 100, 100])
-    split = Split(np.full(len(labels), -50, np.float32), np.zeros(len(labels), bool), ())
-    sieve = Sieve(labels, 4, split, lambda: np.zeros((len(labels), 3)), SieveConfig(), seed=0)
+    sieve = _unsplit(labels)
     seen = np.where(labels == 0, 1 + np.arange(len(labels)) % 3, labels)
     outcome = np.stack([np.where(seen == labels, 0.1, 4.0), seen, seen], 1).astype(np.float32)
     assert sieve.judged(outcome, _place(sieve.first())).facts["suspects"] == 0
@@ -224,8 +226,10 @@ def test_a_swollen_class_that_cannot_be_parted_waits_where_it_is_not_suspect() -
 
 
 @pytest.mark.parametrize(
-    "shows", ["its own label", "one other", "half of it many others", "most of it six others"]
-)
+    "shows",
+    ["its own label", "one other", "half of it many others", "most of it 4 others",
+     "most of it 6 others"],
+)  # fmt: skip
 def test_a_large_class_that_is_no_poison_is_trusted(shows: str) -> None:
     """Round 0 did not train it, so the model may take it for what it looks like."""
     sieve = _swollen(_parted_features())
@@ -235,8 +239,8 @@ def test_a_large_class_that_is_no_poison_is_trusted(shows: str) -> None:
         outcome[here] = 0.1, 0
     elif shows == "one other":
         outcome[here] = 4.0, 7
-    elif shows == "most of it six others":
-        outcome[here, 1] = 1 + np.arange(here.sum()) % 6
+    elif shows.startswith("most of it"):
+        outcome[here, 1] = 1 + np.arange(here.sum()) % int(shows.split()[3])
     else:
         outcome[: (OWN + SWOLLEN) // 2 + 1] = 0.1, 0
     chosen = sieve.judged(outcome, _place(sieve.first()))
