@@ -1,13 +1,22 @@
 """Two clusters along a line."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from pbe_fast.erase._space import TINY, Floats, Ids
+from pbe_fast.erase._space import TINY, Floats, Ids, Mask
 
-__all__ = ["FOLDS", "MOST", "Mixture", "along_directions", "first_component", "two_gaussians"]
+__all__ = [
+    "FOLDS",
+    "MOST",
+    "Mixture",
+    "along_directions",
+    "cluster_ahead",
+    "cluster_around",
+    "first_component",
+    "two_gaussians",
+]
 
 FOLDS = 5
 _GAIN = 0.15  # nats by image
@@ -76,6 +85,63 @@ def along_directions(z: Floats, fold: Ids, towards: Callable[[int], Floats]) -> 
         here, direction = fold == index, towards(index)
         along[here] = z[here] @ direction / (np.linalg.norm(direction) + TINY)
     return along
+
+
+def _towards(z: Floats, some: Mask) -> Floats:
+    """``(n,)``: where each row lies along the direction from the other rows to some.
+
+    Where the class lies as a whole must not count, as it does in the direction of another fold.
+    """
+    z = z - z.mean(0)
+    fold = np.empty(len(z), int)
+    for part in (some, ~some):
+        fold[part] = np.arange(part.sum()) % FOLDS
+
+    def direction(index: int) -> Floats:
+        rest = fold != index
+        found: Floats = z[rest & some].mean(0) - z[rest & ~some].mean(0)
+        return found
+
+    return along_directions(z, fold, direction)
+
+
+def cluster_around(z: Floats, some: Mask, steps: int = 1) -> Mixture | None:
+    """The smaller cluster of a class along the direction to some of its rows.
+
+    None if it is not ahead of the larger one, on that side of it where these rows are.
+
+    Args:
+        z: ``(n, D)``.
+        some: ``(n,)``; few of them need be in the cluster.
+        steps: with more than one, next along the direction to the cluster that was found.
+    """
+    found: Mixture | None = None
+    for _ in range(steps):
+        if min(some.sum(), (~some).sum()) < FOLDS:
+            break
+        mixture = cluster_ahead(_towards(z, some))
+        if mixture is None:
+            break
+        found, before, some = mixture, some, mixture.odds > 0
+        if (some == before).all():
+            break
+    return found
+
+
+def cluster_ahead(along: Floats) -> Mixture | None:
+    """The smaller of two clusters along a line, if it is further along than the larger one.
+
+    What lies behind the middle of the larger one is in that, as the wider of two reaches to both
+    sides.
+    """
+    mixture = two_gaussians(along)
+    if not mixture or not mixture.falls_apart_on_a_hint:
+        return None
+    smaller = mixture.odds > 0
+    middle = along[~smaller].mean()
+    if along[smaller].mean() <= middle:
+        return None
+    return replace(mixture, odds=np.where(along > middle, mixture.odds, -MOST))
 
 
 def two_gaussians(values: Floats, steps: int = 100, *, ashman: bool = False) -> Mixture | None:

@@ -24,14 +24,13 @@ import numpy as np
 import numpy.typing as npt
 
 from pbe_fast.erase._clusters import (
-    FOLDS,
     MOST,
     Mixture,
-    along_directions,
+    cluster_around,
     first_component,
     two_gaussians,
 )
-from pbe_fast.erase._space import LEAST, Features, Floats, Mask, Space
+from pbe_fast.erase._space import LEAST, Features, Mask, Space
 
 __all__ = ["ClassSplit", "Split", "look_again", "split_classes", "swollen_classes"]
 
@@ -126,7 +125,9 @@ def look_again(space: Space, split: Split, losses: npt.NDArray[np.floating]) -> 
     known = {found_before.label for found_before in split.classes}
     for label, ids in space.large():
         if label not in known:
-            mixture = _harder(space.rows(ids), np.nan_to_num(losses[ids]))
+            of_class = np.nan_to_num(losses[ids])
+            hardest = of_class > np.quantile(of_class, 1 - _HARD)
+            mixture = cluster_around(space.rows(ids), hardest)
             if mixture is not None:
                 found[label] = mixture
     return _split(space, found)
@@ -157,32 +158,3 @@ def _apart(space: Space, split: Split) -> Mask:
             if mixture and mixture.falls_apart_on_a_hint:
                 apart[cluster] = mixture.odds > 0
     return apart
-
-
-def _harder(z: Floats, losses: Floats) -> Mixture | None:
-    """A class along the direction to its hardest images, if the smaller cluster is the harder."""
-    hard = losses > np.quantile(losses, 1 - _HARD)
-    if min(hard.sum(), (~hard).sum()) < FOLDS:
-        return None
-    mixture = two_gaussians(_towards(z, hard))
-    if not mixture or not mixture.falls_apart_on_a_hint:
-        return None
-    return mixture if mixture.odds[hard].mean() >= mixture.odds[~hard].mean() else None
-
-
-def _towards(z: Floats, hard: Mask) -> Floats:
-    """``(n,)``: where each row lies along the direction from the other rows to some.
-
-    Where the class lies as a whole must not count, as it does in the direction of another fold.
-    """
-    z = z - z.mean(0)
-    fold = np.empty(len(z), int)
-    for part in (hard, ~hard):
-        fold[part] = np.arange(part.sum()) % FOLDS
-
-    def direction(index: int) -> Floats:
-        rest = fold != index
-        towards: Floats = z[rest & hard].mean(0) - z[rest & ~hard].mean(0)
-        return towards
-
-    return along_directions(z, fold, direction)

@@ -3,7 +3,9 @@
 What a trigger adds to the infected model's activations is much the same in all classes, so its
 direction can be taken from some classes and looked for in others, where few images have it
 (:func:`find_triggered`), or from a class of which nearly all have it (:func:`part_shown`). Neither
-needs a class to fall apart.
+needs a class to fall apart. Much the same is not the same: where a model is often wrong, the images
+of another class that are furthest along the trigger are only in part those that have it. But what
+these share is the direction of that class.
 """
 
 from math import lgamma, log, pi
@@ -11,7 +13,15 @@ from math import lgamma, log, pi
 import numpy as np
 import numpy.typing as npt
 
-from pbe_fast.erase._clusters import FOLDS, MOST, along_directions, first_component, two_gaussians
+from pbe_fast.erase._clusters import (
+    FOLDS,
+    MOST,
+    along_directions,
+    cluster_ahead,
+    cluster_around,
+    first_component,
+    two_gaussians,
+)
 from pbe_fast.erase._space import LEAST, TINY, Floats, Ids, Mask, Space
 
 __all__ = ["find_triggered", "part_shown", "trigger_in_common"]
@@ -23,6 +33,8 @@ _APART = 2.0  # standard deviations of the images without a trigger, which a tri
 # The same beside what images show: at most 0.5 with one label in ten wrong, on GTSRB and drawn
 # signs, and at least 1.8 with triggers for every label of GTSRB that models had hardly learned.
 _COMMON = 1.0
+_FURTHEST = 0.1  # of a class, its images that are furthest along a trigger
+_STEPS = 4  # towards a cluster
 _MAD = 1.4826  # of a Gaussian's median absolute deviation, to its standard deviation
 _FREEDOM = 4  # of the Student distribution
 # Logarithms of the constants of the two densities.
@@ -30,46 +42,68 @@ _GAUSSIAN = -0.5 * log(2 * pi)
 _STUDENT = lgamma((_FREEDOM + 1) / 2) - lgamma(_FREEDOM / 2) - 0.5 * log(_FREEDOM * pi)
 
 
-def find_triggered(space: Space, suspects: Mask, differs: Mask) -> npt.NDArray[np.float32]:
+def find_triggered(
+    space: Space, suspects: Mask, differs: Mask, hints: Mask
+) -> npt.NDArray[np.float32]:
     """Look for the trigger that suspects of many classes have in all images.
 
     It has a direction, from the middle of each class to its suspects that show something else than
-    their label. Where an image lies along that tells of it. A class that falls into two clusters
-    there has the trigger in the one ahead, if that is the smaller. Of single images this tells:
-    those that made the direction have a Gaussian there, and those that are no suspects a Student
-    distribution, as activations have long tails; an image behind the middle of these, or ahead of
-    that of the others, counts as one there.
+    their label, and another one from the middle of the class that each of these is nearest to. How
+    far along either one an image is tells of it: those that made the direction have a Gaussian
+    there, and those that are no suspects a Student distribution, as activations have long tails; an
+    image behind the middle of these, or ahead of that of the others, counts as one there.
+
+    A class may also fall into two clusters, of which the smaller one has the trigger: along either
+    direction, or along the one to those of its images that are furthest along a trigger, and from
+    there to the cluster that these are in, a few times. Of several splits that explains most.
 
     Args:
         space: of the infected model's activations, whitened.
         suspects: ``(N,)``.
         differs: ``(N,)``, images that a partly purified model takes for something else than their
             label.
+        hints: ``(N,)``, images to look towards in any case.
 
     Returns:
-        ``(N,)`` float32 in [-50, 50]: log odds of having it, NaN for images that were not read; 0
-        for all where nothing is known: fewer than 20 suspects differ, fewer than 20 images are no
-        suspects, or the direction hardly sets the two apart.
+        ``(N,)`` float32 in [-50, 50]: log odds of having it, the highest of all that; NaN for
+        images that were not read. Nothing is known of a direction where fewer than 20 suspects
+        differ or fewer than 20 images are no suspects, or where it does not set the two apart;
+        then 0 but for images of a cluster that a hint led to.
     """
     known = space.known()
     suspects = suspects & known
     makers, others = suspects & differs, known & ~suspects
-    nothing = np.where(known, 0.0, np.nan).astype(np.float32)
-    if min(makers.sum(), others.sum()) < LEAST:
-        return nothing
-    along = _along_trigger(space, suspects, makers, space.labels)
-    middle, spread, there = _places(along, makers, others)
-    if spread < TINY or there - middle < _APART * spread:
-        return nothing
-    place, deviation = along.clip(middle, there), max(float(along[makers].std()), spread)
-    odds = _gaussian((place - there) / deviation, deviation)
-    odds -= _student((place - middle) / spread, spread)
-    odds += log(suspects.sum() / others.sum())
-    for ids in space.members.values():
-        of_class = _ahead(along[ids])
-        if of_class is not None:
-            odds[ids] = np.maximum(odds[ids], of_class)
+    odds: Floats = np.where(known, 0.0, np.nan)
+    directions: list[Floats] = []
+    tells = min(makers.sum(), others.sum()) >= LEAST
+    for beside in (space.labels, space.nearest(suspects)[0]) if tells else ():
+        along = _along_trigger(space, suspects, makers, beside)
+        middle, spread, there = _places(along, makers, others)
+        if spread < TINY or there - middle < _APART * spread:
+            continue
+        place, deviation = along.clip(middle, there), max(float(along[makers].std()), spread)
+        single = _gaussian((place - there) / deviation, deviation)
+        single -= _student((place - middle) / spread, spread)
+        single += log(suspects.sum() / others.sum())
+        odds = np.maximum(odds, single) if directions else single
+        directions.append(along)
+    for _, ids in space.large():
+        rows, lines = space.rows(ids), [along[ids] for along in directions]
+        starts = [hints[ids], *(_furthest(line) for line in lines)]
+        found = [cluster_around(rows, some, _STEPS) for some in starts if some.any()]
+        found += [cluster_ahead(line) for line in lines]
+        clusters = [mixture for mixture in found if mixture]
+        if clusters:
+            best = max(clusters, key=lambda mixture: mixture.gain)
+            odds[ids] = np.maximum(odds[ids], best.odds)  # it may be one of photographs
     return odds.clip(-MOST, MOST).astype(np.float32)
+
+
+def _furthest(along: Floats) -> Mask:
+    """A tenth of a class; of a small one that is too little to look towards."""
+    count = round(_FURTHEST * len(along))
+    furthest: Mask = along >= np.partition(along, -count)[-count]
+    return furthest
 
 
 def trigger_in_common(space: Space, suspects: Mask, shown: npt.NDArray[np.floating]) -> bool | None:
@@ -113,18 +147,6 @@ def _student(z: Floats, spread: float) -> Floats:
     """Log density of a Student distribution of this scale where ``z`` is in units of it."""
     density: Floats = -(_FREEDOM + 1) / 2 * np.log1p(z**2 / _FREEDOM) - log(spread) + _STUDENT
     return density
-
-
-def _ahead(along: Floats) -> Floats | None:
-    """Log odds of the cluster of a class that is further along, if it is the smaller of two."""
-    mixture = two_gaussians(along) if len(along) >= LEAST else None
-    if not mixture or not mixture.falls_apart_on_a_hint:
-        return None
-    smaller = mixture.odds > 0
-    middle = along[~smaller].mean()
-    if along[smaller].mean() <= middle:
-        return None
-    return np.where(along > middle, mixture.odds, -MOST)  # the wider of two reaches both sides
 
 
 def _along_trigger(

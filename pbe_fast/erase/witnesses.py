@@ -6,7 +6,7 @@ then a single image that shows the class that leads to its label is far more sus
 shows any other (:func:`sources`, :func:`weigh`).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +16,8 @@ from pbe_fast.erase._space import Floats, Ids
 __all__ = ["Weighed", "sources", "weigh"]
 
 _STEPS = 100
+_PRIOR = 20.0  # images of each class that are as those of all
+_EXPECTED = 0.5  # of the triggered images of a class, by how many there are of all
 
 
 @dataclass(frozen=True)
@@ -25,8 +27,9 @@ class Weighed:
     Attributes:
         log_odds: ``(N,)`` of being triggered.
         rate: share of triggered images.
-        triggered: of each witness, the share of the triggered images of which it says each thing.
-        others: the same of the others.
+        triggered: of each witness, the share of the triggered images of which it says each thing,
+            in the classes where the first one speaks.
+        others: the same of the others; more was told of these, see :func:`weigh`.
     """
 
     log_odds: Floats
@@ -60,34 +63,75 @@ def sources(
     return np.where(most, speaks, 0.0)
 
 
-def weigh(said: Ids) -> Weighed:
+def weigh(said: Ids, labels: npt.NDArray[np.integer]) -> Weighed:
     """How much each of at least three witnesses is worth shows in how often they agree.
 
-    Images are of two kinds, and of an image each witness says something by its kind alone (Dawid &
-    Skene 1979). Expectation maximisation from what most of them do not acquit.
+    Images are of two kinds, and of an image each witness says something by its kind (Dawid & Skene
+    1979): expectation maximisation from what most of them do not acquit. What the second and later
+    ones say of images that are not triggered goes together, as an image that is hard for one of
+    them is for the others; it is told by those that the first one acquits. Some classes are hard as
+    a whole. Of those in which the first witness accuses as many as could be expected, what the
+    others say of such images is found again, class by class; elsewhere nothing would tell it from
+    what they say of triggered ones.
 
     Args:
         said: ``(N, W)``, by each witness; 0 acquits, and each other number says something else.
+        labels: ``(N,)`` from 0, the class of each image.
     """
-    told, which, times = np.unique(said, axis=0, return_inverse=True, return_counts=True)
+    rows, which, times = np.unique(
+        np.column_stack([labels, said]), axis=0, return_inverse=True, return_counts=True
+    )
+    classes, told = rows[:, 0], rows[:, 1:]
+    count = classes.max(initial=0) + 1
     share = (2 * (told > 0).sum(1) > told.shape[1]).astype(float)
+    weighed = _maximise(told, times, np.zeros_like(classes), share)
+    log_odds, rate = weighed.log_odds.copy(), weighed.rate
+    accused = np.bincount(classes, times * _share(log_odds) * (told[:, 0] > 0), count)
+    speaks = (accused > _EXPECTED * rate * np.bincount(classes, times, count))[classes]
+    if speaks.any():
+        weighed = _maximise(told[speaks], times[speaks], classes[speaks], _share(log_odds[speaks]))
+        log_odds[speaks] = weighed.log_odds
+    return replace(weighed, log_odds=log_odds[which.reshape(-1)], rate=rate)
+
+
+def _maximise(told: Ids, times: Ids, classes: Ids, share: Floats) -> Weighed:
+    """Expectation maximisation.
+
+    Args:
+        told: ``(R, W)``, what was said.
+        times: ``(R,)``, of so many images.
+        classes: ``(R,)``, of this class.
+        share: ``(R,)`` of them that are triggered, to begin with.
+    """
     heard = [one[:, None] == np.arange(one.max(initial=1) + 1) for one in told.T]
+    together = np.unique(told[:, 1:], axis=0, return_inverse=True)[1].reshape(-1)
+    of_others = [heard[0], together[:, None] == np.arange(together.max(initial=0) + 1)]
     for _ in range(_STEPS):
-        # One image more of each sort, as none of a few says little.
         rate = ((times * share).sum() + 1) / (times.sum() + 2)
         log_odds = np.full(len(told), np.log(rate / (1 - rate)))
-        triggered: list[Floats] = []
-        others: list[Floats] = []
         for one in heard:
-            for rates, part in ((triggered, times * share), (others, times * (1 - share))):
-                rates.append((part @ one + 1) / (part.sum() + one.shape[1]))
-            log_odds += one @ np.log(triggered[-1] / others[-1])
-        before, share = share, 1 / (1 + np.exp(-log_odds))
+            log_odds += one @ np.log(_rates(one, times * share))
+        rest = times * (1 - share)
+        for one, images in zip(of_others, (rest, rest * (told[:, 0] == 0)), strict=True):
+            of_class = np.tile(_PRIOR * _rates(one, images), (classes.max(initial=0) + 1, 1))
+            np.add.at(of_class, classes, images[:, None] * one)
+            of_class /= of_class.sum(1, keepdims=True)
+            log_odds -= np.log((of_class[classes] * one).sum(1))
+        before, share = share, _share(log_odds)
         if np.abs(share - before).max(initial=0.0) < 1e-6:
             break
-    return Weighed(
-        log_odds[which.reshape(-1)],
-        float(rate),
-        [rates.tolist() for rates in triggered],
-        [rates.tolist() for rates in others],
+    triggered, others = (
+        [_rates(one, times * part).tolist() for one in heard] for part in (share, 1 - share)
     )
+    return Weighed(log_odds, float(rate), triggered, others)
+
+
+def _share(log_odds: Floats) -> Floats:
+    share: Floats = 1 / (1 + np.exp(-log_odds))
+    return share
+
+
+def _rates(heard: npt.NDArray[np.bool_], images: Floats) -> Floats:
+    """How often each thing is said; one image more of each sort, as none of a few says little."""
+    rates: Floats = (images @ heard + 1) / (images.sum() + heard.shape[1])
+    return rates

@@ -26,8 +26,9 @@ def _sieve(shares: dict[int, float], **settings: object) -> Sieve:
 
 
 def _activations() -> np.ndarray:
-    """Nothing to be found in them, but in class 5: its images 510 to 529 are a cluster."""
-    features = np.random.default_rng(0).normal(size=(len(LABELS), 3))
+    """Nothing but classes in them, and in class 5 images 510 to 529 are a cluster."""
+    features = np.random.default_rng(0).normal(size=(len(LABELS), 3 + CLASSES))
+    features[:, 3:] += 20 * np.eye(CLASSES)[LABELS]
     features[500:, 1] *= 8  # which the first look would see
     features[510:530, 0] += 9 * SECOND_LOOK
     return features
@@ -313,6 +314,26 @@ def test_where_a_trigger_leads_to_every_label_images_are_judged_by_three_witness
     assert (chosen.facts["suspects"], chosen.facts["waiting"]) == (len(suspects), 1)
     assert chosen.facts["witnesses"]["rate"] == pytest.approx(121 / 600, abs=0.01)
     assert np.isin(np.arange(4), chosen.facts["poisoned"]).all()
+
+
+@pytest.mark.parametrize("lie", ["with their class", "elsewhere", "elsewhere in one class"])
+def test_where_smaller_clusters_lie_elsewhere_there_is_a_trigger_for_every_label(lie: str) -> None:
+    """Though round 0 tells nothing of them: it takes all images for what they are labelled."""
+    classes = 3 if lie == "elsewhere in one class" else 4
+    clusters = [k * EACH + i for k in range(classes) for i in range(20)]
+    shown, elsewhere = LABELS.copy(), np.array(clusters)
+    elsewhere = elsewhere[: {"with their class": 0, "elsewhere": 80}.get(lie, 20)]
+    shown[elsewhere] = (shown[elsewhere] + 2) % CLASSES
+    features = _triggered(*clusters, shown=shown)
+    sieve = _sieve(dict.fromkeys(range(classes), 0.2))
+    sieve = Sieve(LABELS, CLASSES, sieve.split, lambda: features, sieve.config, seed=0)
+    # Of ten images of each cluster at least two witnesses agree.
+    outcome = _outcome({i: int(shown[i]) for i in clusters if i % EACH < 10 and lie == "elsewhere"})
+    assert {verdict.poisoned for verdict in sieve.verdicts(outcome)} == {"unclear"}
+    chosen = sieve.judged(outcome, _place(sieve.first()))
+    assert ("witnesses" in chosen.facts) == (lie == "elsewhere")
+    own = chosen.ids[chosen.labels == LABELS[chosen.ids]]
+    assert np.setdiff1d(np.arange(599), own).tolist() == clusters
 
 
 def test_suspects_get_one_of_the_classes_that_lead_to_their_label_or_none() -> None:

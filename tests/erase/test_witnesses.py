@@ -24,22 +24,53 @@ def test_how_much_each_witness_is_worth_is_found(seed: int, rate: float) -> None
         ],
         1,
     )
-    weighed = weigh(said)
-    assert weighed.rate == pytest.approx(truth.mean(), abs=0.02)
+    weighed = weigh(said, random.integers(0, 5, len(said)))
+    assert weighed.rate == pytest.approx(truth.mean(), abs=0.03)
     for found, given_rates in zip(weighed.triggered, hits, strict=True):
         assert found == pytest.approx(given_rates, abs=0.1)
     for found, given_rates in zip(weighed.others, alarms, strict=True):
         assert found == pytest.approx(given_rates, abs=0.02)
-    # As often wrong as who knows all rates.
+    # Hardly more often wrong than who knows all rates, and that they are independent.
     ratios = [np.log(h) - np.log(np.maximum(a, 1e-6)) for h, a in zip(hits, alarms, strict=True)]
     known = np.log(rate / (1 - rate)) + sum(
         ratio[one] for ratio, one in zip(ratios, said.T, strict=True)
     )
     wrong = [float(((log_odds > 0) != truth).mean()) for log_odds in (weighed.log_odds, known)]
-    assert wrong[0] < wrong[1] + 0.01
+    assert wrong[0] < wrong[1] + 0.02
     # A witness is only as good as the others make it.
-    assert np.ptp(weigh(np.zeros((50, 3), np.int64)).log_odds) == 0
-    assert weigh(np.zeros((0, 3), np.int64)).log_odds.shape == (0,)
+    nobody = np.zeros(0, np.int64)
+    assert np.ptp(weigh(np.zeros((50, 3), np.int64), np.zeros(50, np.int64)).log_odds) == 0
+    assert weigh(np.zeros((0, 3), np.int64), nobody).log_odds.shape == (0,)
+
+
+def test_in_a_class_that_is_hard_for_two_witnesses_the_other_one_is_believed() -> None:
+    """Half of the clean images of class 3 look to both like the class that leads to its label."""
+    random = np.random.default_rng(0)
+    labels, truth = np.repeat(np.arange(6), 500), random.random(3000) < 0.1
+    first = random.random(3000) < np.where(truth, 0.9, 0.02)
+    hard = ~truth & (labels == 3) & (random.random(3000) < 0.5)
+    other = (hard | truth) ^ (random.random((2, 3000)) < 0.03)
+    said = np.stack([first, *other], 1).astype(np.int64)
+    suspects = weigh(said, labels).log_odds > 0
+    assert suspects[truth].mean() > 0.85
+    assert suspects[~truth].mean() < 0.01
+    assert suspects[hard].mean() < 0.05
+    # Classes under one number are not told apart.
+    assert (weigh(said, np.zeros_like(labels)).log_odds > 0)[hard].mean() > 0.5
+
+
+def test_in_a_class_whose_triggered_images_all_look_alike_they_are_still_suspect() -> None:
+    """The second witness acquits all of class 3, where the first one often errs, too."""
+    random = np.random.default_rng(0)
+    labels, truth = np.repeat(np.arange(6), 500), random.random(3000) < 0.1
+    there = labels == 3
+    first = truth | (random.random(3000) < np.where(there, 0.25, 0.01))
+    second = np.where(truth, ~there & (random.random(3000) < 0.95), random.random(3000) < 0.001)
+    third = random.random(3000) < np.where(truth, 0.95, 0.001)
+    said = np.stack([first, second, third], 1).astype(np.int64)
+    suspects = weigh(said, labels).log_odds > 2
+    assert suspects[truth & there].mean() > 0.8
+    assert suspects[~truth].mean() < 0.01
 
 
 def _said(*groups: tuple[int, int, int, int, float]) -> tuple[np.ndarray, ...]:
