@@ -17,8 +17,9 @@ cases by their names, such as ``badnets`` or ``all_to_all-0.1-1``.
 """
 
 import argparse
+import io
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from PIL import Image
 from rich.console import Console
 
 from bench._setup import draw, facts, merged, rows_in, write_json
@@ -38,6 +40,7 @@ from pbe_fast._files import sha256_file
 from pbe_fast.data.manifest import MANIFEST_NAME, Manifest
 from pbe_fast.data.shards import Sample, ShardReader, write_shards
 from pbe_fast.progress import Progress, Silent
+from pbe_fast.randomness import numpy_generator
 from pbe_fast.train import MODEL_NAME
 from pbe_fast.triggers.poisoning import ATTACK_NAME, TRUTH_NAME
 from pipelines._console import progress_bars
@@ -88,6 +91,7 @@ class DataSet:
         wrong_step: how far from the true label those are; None: any other label.
         clean_fraction: of the clean training images, for methods that need some.
         target: the label that all-to-one attacks want.
+        noise: standard deviation of what is added to every pixel of the drawn signs, of 255.
     """
 
     name: str
@@ -106,6 +110,7 @@ class DataSet:
     wrong_step: int | None = None
     clean_fraction: float = CLEAN_FRACTION
     target: int = TARGET
+    noise: float = 0.0
 
 
 # The photographs are tracks of 30 that hardly differ. A third of each, and as many clean images as
@@ -139,6 +144,10 @@ DATA = {
     "signs_noise": DataSet("signs_noise", 10, 600, 100, epochs=16, wrong=0.1),
     "signs_noise_next": DataSet(
         "signs_noise_next", 10, 600, 100, epochs=16, wrong=0.1, wrong_step=1
+    ),
+    # As hard as CIFAR-10: a model that is often wrong, of whose classes few fall apart.
+    "signs_hard": DataSet(
+        "signs_hard", 10, 600, 100, epochs=16, attacks={"badnets": {"patch_size": 8}}, noise=90
     ),
     "gtsrb": DataSet("gtsrb", 43),
     "gtsrb_third": _THIRD,
@@ -188,7 +197,7 @@ def cases(seeds: Iterable[int] = range(3)) -> Iterator[Case]:
 def prepare(folder: Path, data: DataSet, shards: Path | None) -> Path:
     """The folder of shards without poison.
 
-    Drawn where none is given, and thinned or mislabelled where that is wanted.
+    Drawn where none is given, and thinned, mislabelled or made noisy where that is wanted.
     """
     if data.wrong:
         clean = prepare(folder, replace(data, wrong=0.0), shards)
@@ -205,7 +214,12 @@ def prepare(folder: Path, data: DataSet, shards: Path | None) -> Path:
         return made
     per_class = {"train": data.train_per_class, "test": data.test_per_class}
     draw(made, data.classes, SIZE, per_class)
-    return made
+    if not data.noise:
+        return made
+    noisy = folder / f"{data.name}-noisy"
+    for split in per_class:
+        add_noise(made / split, noisy / split, data.noise)
+    return noisy
 
 
 def thin(source: Path, target: Path, every: int, whole: int | None = None) -> None:
@@ -233,18 +247,40 @@ def mislabel(source: Path, target: Path, share: float, step: int | None) -> None
     _copy(manifest, target, np.arange(len(manifest)), labels)
 
 
+def add_noise(source: Path, target: Path, deviation: float) -> None:
+    """A copy of shards with Gaussian noise on every pixel, where it is not there yet.
+
+    Folders of other names get other noise, so that training images tell nothing of test images.
+    """
+    manifest, random = Manifest.load(source), numpy_generator(0, "noise", source.name)
+
+    def noisy(image: bytes) -> bytes:
+        pixels = np.asarray(Image.open(io.BytesIO(image)).convert("RGB"), np.float64)
+        pixels = pixels + random.normal(0, deviation, pixels.shape)
+        buffer = io.BytesIO()
+        Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(buffer, "PNG")
+        return buffer.getvalue()
+
+    _copy(manifest, target, np.arange(len(manifest)), manifest.labels, noisy)
+
+
 def _copy(
     manifest: Manifest,
     target: Path,
     ids: npt.NDArray[np.int64],
     labels: npt.NDArray[np.integer],
+    change: Callable[[bytes], bytes] = bytes,
 ) -> None:
-    """Some images of a data set, with these labels of all."""
+    """Some images of a data set, with these labels of all.
+
+    Args:
+        change: what becomes of each encoded image.
+    """
     if (target / MANIFEST_NAME).exists():
         return
     reader = ShardReader(manifest)
     samples = (
-        Sample.copied(manifest.keys[i].as_py(), reader.read(i), int(labels[i]))
+        Sample.copied(manifest.keys[i].as_py(), change(reader.read(i)), int(labels[i]))
         for i in ids.tolist()
     )
     write_shards(samples, target, classes=manifest.classes)

@@ -1,9 +1,12 @@
 """The study from nothing, on a few drawn signs."""
 
+import io
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from bench import study
 from bench.study import Case, DataSet, added, cases, collect, der, prepare, run_case, run_cell
@@ -108,6 +111,23 @@ def test_of_mislabelled_shards_a_share_has_other_labels(tmp_path: Path, step: in
     assert read_bytes(noisy, 0) == read_bytes(clean, 0)
     test = Manifest.load(made / "test")
     assert (test.labels == Manifest.load(tmp_path / "noisy-clean" / "test").labels).all()
+
+
+def test_noise_is_added_to_every_image_and_is_another_one_in_training(tmp_path: Path) -> None:
+    """Training images of one place in their folder must not tell of a test image's noise."""
+    made = prepare(tmp_path, replace(TINY, name="hard", noise=50), None)
+    added = []
+    for split in ("train", "test"):
+        noisy, clean = (Manifest.load(f / split) for f in (made, tmp_path / "hard-clean"))
+        assert noisy.keys.equals(clean.keys)
+        assert (noisy.labels == clean.labels).all()
+        for index in (0, len(clean) - 1):
+            images = [Image.open(io.BytesIO(read_bytes(m, index))) for m in (noisy, clean)]
+            after, before = (np.asarray(image.convert("RGB"), float) for image in images)
+            inside = (before > 100) & (before < 155)  # where nothing is cut off
+            assert 40 < (after - before)[inside].std() < 60
+            added.append(after - before)
+    assert abs(np.corrcoef(added[0].ravel(), added[2].ravel())[0, 1]) < 0.1
 
 
 def test_the_target_is_that_of_the_data_set(tmp_path: Path) -> None:
