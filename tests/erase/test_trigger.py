@@ -136,6 +136,19 @@ def test_a_class_where_the_trigger_does_something_else_is_split_along_it(
     assert (odds[truth & (labels == 0)] > 0).mean() > 0.8
 
 
+def test_a_class_where_the_trigger_is_weaker_is_split_along_that_of_the_others() -> None:
+    """Half as strong, and a quarter of the class has it, so that it whitens itself away there."""
+    random = np.random.default_rng(0)
+    labels = np.repeat(np.arange(5), 600)
+    place = np.arange(len(labels)) % 600
+    truth = place < np.where(labels == 0, 150, 60)
+    rows = random.normal(size=(len(labels), 20))
+    rows[truth, 0] += np.where(labels == 0, 6, 12)[truth]
+    odds = _found(whitened(rows, labels), truth & (labels > 0), truth)
+    assert (odds[truth & (labels == 0)] > 0).mean() > 0.95
+    assert (odds[~truth] > 0).mean() < 0.01
+
+
 def test_towards_some_images_lies_the_cluster_that_most_of_them_are_in() -> None:
     random = np.random.default_rng(0)
     rows = random.normal(size=(400, 20))
