@@ -1,5 +1,6 @@
 """Activations, a class at a time, in a space where all clusters have the same spread."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -83,18 +84,17 @@ class Space:
             middles[label] = np.median(self.rows(rest if len(rest) else ids), 0)
         return middles
 
-    def nearest(self, left_out: Mask) -> tuple[Ids, Floats]:
+    def nearest(self, middles: Mapping[int, Floats]) -> tuple[Ids, Floats]:
         """Which class' middle each image is nearest to, and by how much.
 
         Args:
-            left_out: as for :meth:`middles`.
+            middles: of :meth:`middles`.
 
         Returns:
             ``(N,)``, -1 for images that were not read; and ``(N,)``, the logarithm of how many
             times further the middle of their own class is.
         """
         nearest, margin = np.full(len(self.labels), -1), np.zeros(len(self.labels))
-        middles = self.middles(left_out)
         classes, where = np.array(list(middles)), np.array(list(middles.values()))
         for index, ids in enumerate(self.members.values()):
             rows = self.rows(ids)

@@ -338,7 +338,7 @@ class Sieve:
         triggered = find_triggered(space, suspects, self._differs(outcome), likely) > 0
         apart = self._second | likely | triggered
         known, shown = self._known, np.nan_to_num(outcome[:, 1], nan=-1).astype(np.int64)
-        nearest, margin = space.nearest(apart)
+        nearest, margin = space.nearest(space.middles(apart))
         leads = sources(self.labels, nearest, shown, margin, self.num_classes)
         led = [leads[classes, self.labels] > 0 for classes in (nearest, shown)]
         said = [
@@ -434,7 +434,7 @@ class Sieve:
         classes = np.unique(self.labels[clusters])
         if not self._many(len(classes)):
             return False
-        elsewhere = space.nearest(clusters)[0] != self.labels
+        elsewhere = space.nearest(space.middles(clusters))[0] != self.labels
         shares = [elsewhere[clusters & (self.labels == label)].mean() for label in classes]
         return bool(np.mean(sorted(shares)[:-1]) > _ELSEWHERE)
 

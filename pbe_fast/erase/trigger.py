@@ -76,8 +76,9 @@ def find_triggered(
     odds: Floats = np.where(known, 0.0, np.nan)
     directions: list[Floats] = []
     tells = min(makers.sum(), others.sum()) >= LEAST
-    for beside in (space.labels, space.nearest(suspects)[0]) if tells else ():
-        along = _along_trigger(space, suspects, makers, beside)
+    middles = space.middles(suspects) if tells else {}
+    for beside in (space.labels, space.nearest(middles)[0]) if tells else ():
+        along = _along_trigger(space, middles, makers, beside)
         middle, spread, there = _places(along, makers, others)
         if spread < TINY or there - middle < _APART * spread:
             continue
@@ -88,9 +89,12 @@ def find_triggered(
         odds = np.maximum(odds, single) if directions else single
         directions.append(along)
     for _, ids in space.large():
-        rows, lines = space.rows(ids), [along[ids] for along in directions]
-        starts = [hints[ids], *(_furthest(line) for line in lines)]
-        found = [cluster_around(rows, some, _STEPS) for some in starts if some.any()]
+        lines = [along[ids] for along in directions]
+        starts = [some for some in (hints[ids], *map(_furthest, lines)) if some.any()]
+        if not starts:
+            continue
+        rows = space.rows(ids)
+        found = [cluster_around(rows, some, _STEPS) for some in starts]
         found += [cluster_ahead(line) for line in lines]
         clusters = [mixture for mixture in found if mixture]
         if clusters:
@@ -125,7 +129,7 @@ def trigger_in_common(space: Space, suspects: Mask, shown: npt.NDArray[np.floati
     if min(makers.sum(), others.sum()) < LEAST:
         return None
     beside = np.where(known, shown, labels).astype(np.int64)
-    along = _along_trigger(space, suspects, makers, beside)
+    along = _along_trigger(space, space.middles(suspects), makers, beside)
     middle, spread, there = _places(along, makers, others)
     return None if spread < TINY else there - middle > _COMMON * spread
 
@@ -150,15 +154,14 @@ def _student(z: Floats, spread: float) -> Floats:
 
 
 def _along_trigger(
-    space: Space, suspects: Mask, makers: Mask, beside: npt.NDArray[np.integer]
+    space: Space, middles: dict[int, Floats], makers: Mask, beside: npt.NDArray[np.integer]
 ) -> Floats:
     """``(N,)``: how far each image is from the middle of a class along the trigger's direction.
 
     Args:
-        beside: ``(N,)``, which class that is. Its middle is that of its images which are not
-            suspect, if there are any.
+        middles: of each class, without what is suspect.
+        beside: ``(N,)``, which class that is.
     """
-    middles = space.middles(suspects)
     elsewhere: Floats = np.mean(list(middles.values()), 0)
 
     def added(ids: Ids) -> Floats:

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pbe_fast.erase._clusters import cluster_around
+from pbe_fast.erase._clusters import cluster_ahead, cluster_around
 from pbe_fast.erase._space import Space
 from pbe_fast.erase.split import split_classes
 from pbe_fast.erase.trigger import find_triggered, part_shown, trigger_in_common
@@ -46,18 +46,12 @@ def test_a_trigger_that_is_known_from_other_classes_is_found_in_a_few_images(see
 
 
 def test_the_other_way_along_the_trigger_is_no_trigger() -> None:
-    """Where triggers are of very different strengths, their Gaussian reaches there, too.
-
-    In class 0 there is no other image that has one.
-    """
+    """Where triggers are of very different strengths, their Gaussian reaches there, too."""
     features, labels, truth, suspects, differs = _known(0)
-    alone = ~(truth & (labels == 0))
-    features, labels, truth, suspects, differs = (
-        part[alone] for part in (features, labels, truth, suspects, differs)
-    )
     split, moved = split_classes(features, labels), features.astype(np.float32)
     trigger = moved[suspects].mean(0) - moved[~suspects].mean(0)
     moved[suspects] += np.linspace(-0.8, 3, suspects.sum())[:, None] * trigger
+    moved[truth & ~suspects] += trigger
     image = np.flatnonzero(~truth & (labels == 0) & ~differs)[0]
     for lengths, found in ((0.0, False), (1.0, True), (-3.0, False)):
         there = moved.copy()
@@ -114,6 +108,18 @@ def test_wrong_labels_have_no_trigger_in_common(step: object, learned: float) ->
     few[np.flatnonzero(wrong & (shown != labels))[:19]] = True
     assert trigger_in_common(whitened(rows, labels), few, shown) is None
     assert trigger_in_common(whitened(np.ones_like(rows), labels), wrong, shown) is None
+
+
+def test_a_wide_cluster_ahead_does_not_reach_behind_the_other() -> None:
+    random = np.random.default_rng(0)
+    along = np.concatenate([random.normal(size=300), random.normal(9, 3, 60), [-8.0, 12.0]])
+    mixture = cluster_ahead(along)
+    assert mixture is not None
+    odds = mixture.odds
+    assert (odds[300:360] > 0).mean() > 0.9
+    assert odds[-2] == -50
+    assert odds[-1] > 3
+    assert cluster_ahead(-along) is None
 
 
 @settings(max_examples=10, deadline=None)
@@ -193,7 +199,7 @@ def test_long_tails_and_classes_of_unequal_spread_are_no_triggers() -> None:
         rows = noise * np.geomspace(0.5, 2, 4)[labels][:, None]
         rows[truth, 0] += 10
         found = _found(whitened(rows, labels), suspects, differs)
-        assert (found[~truth] > 3).mean() <= 0.015
+        assert (found[~truth] > 3).mean() <= 0.01
         assert (found[truth] > 0).mean() > 0.8
 
 
