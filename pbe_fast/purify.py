@@ -40,7 +40,7 @@ from pbe_fast.models import save_model
 from pbe_fast.progress import Progress, Silent
 from pbe_fast.report import write_report
 from pbe_fast.run_directory import RunDirectory
-from pbe_fast.suspects import SUSPECTS_NAME, suspect_metrics, write_suspects
+from pbe_fast.suspects import SUSPECTS_NAME, judged_metrics, suspect_metrics, write_suspects
 from pbe_fast.thumbnails import THUMBNAILS_NAME, write_thumbnails
 
 __all__ = ["PURIFIED_NAME", "SUSPECTS_NAME", "Fleet", "purify"]
@@ -131,12 +131,14 @@ def purify(
         }
         if sieve is not None and scores is not None:
             judged = next(facts for facts in reversed(worker.rounds) if "odd" in facts)
-            metrics["backdoor"] = sieve.found(judged, scores, place)
-            scores = sieve.ranking(scores, place)
+            metrics["backdoor"] = sieve.found(judged)
+            scores = sieve.ranking(judged, scores, place)
         if scores is not None and sets.train is not None:
             write_suspects(out / SUSPECTS_NAME, sets.train.manifest, scores, sets.truth)
             write_thumbnails(out / THUMBNAILS_NAME, sets.train, scores)
             metrics["suspects"] = suspect_metrics(scores, sets.truth)
+            if sieve is not None:
+                metrics["suspects"] |= judged_metrics(scores, sets.truth)
         if tester.attack is not None:
             metrics["attack"] = {"name": tester.attack.trigger.name, "mode": tester.attack.mode}
         metrics |= run_facts(config, worker.clock, quarantine)

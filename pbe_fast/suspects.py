@@ -15,9 +15,17 @@ import pyarrow.parquet as pq
 from pbe_fast._files import atomic_path
 from pbe_fast.data.manifest import Manifest
 from pbe_fast.erase.identify import Scores
+from pbe_fast.erase.sieve import SUSPECT, UNDECIDED
 from pbe_fast.evaluate import auroc, precision_at
 
-__all__ = ["CLASSES_KEY", "SUSPECTS_NAME", "suspect_metrics", "suspicion_order", "write_suspects"]
+__all__ = [
+    "CLASSES_KEY",
+    "SUSPECTS_NAME",
+    "judged_metrics",
+    "suspect_metrics",
+    "suspicion_order",
+    "write_suspects",
+]
 
 SUSPECTS_NAME = "suspects.parquet"
 CLASSES_KEY = b"pbe_fast"
@@ -68,4 +76,18 @@ def suspect_metrics(scores: Scores, truth: Truth | None) -> dict[str, float | in
         facts["poisoned"] = int(truth.sum())
         facts |= {} if area is None else {"auroc": area}
         facts |= {} if precision is None else {"precision_at_truth": precision}
+    return facts
+
+
+def judged_metrics(scores: Scores, truth: Truth | None) -> dict[str, float | int]:
+    """How many images Sieve's scores call suspect or leave undecided, and how right that is."""
+    suspects = scores <= SUSPECT
+    undecided = (scores <= UNDECIDED) & ~suspects
+    facts: dict[str, float | int] = {
+        "suspect": int(suspects.sum()), "undecided": int(undecided.sum())
+    }  # fmt: skip
+    if truth is not None:
+        right = (suspects & truth).sum()
+        facts |= {"precision": float(right / suspects.sum())} if suspects.any() else {}
+        facts |= {"recall": float(right / truth.sum())} if truth.any() else {}
     return facts

@@ -173,13 +173,14 @@ def test_sieve_says_what_it_found(undisturbed: Callable[[str], Path]) -> None:
     assert metrics["method"] == "sieve"
     first, second, last = metrics["rounds"]
     assert {"suspects", "relabelled", "waiting", "classes", "second_look"} <= first.keys()
-    kept = metrics["backdoor"].pop("kept")
     poisoned, odd = second["poisoned"], second["odd"]
     assert metrics["backdoor"] == {
         "found": bool(poisoned), "labels": poisoned, "odd": odd, "judged": True,
         "mislabelled": [],
     }  # fmt: skip
-    assert kept is None or (poisoned and 0 <= kept <= 1)
+    listed = metrics["suspects"]
+    assert 0 <= listed["suspect"] + listed["undecided"] <= listed["count"]
+    assert 0 <= listed["recall"] <= 1
     assert {"subset", "auroc", "subset_poisoned"} <= last.keys()
 
 

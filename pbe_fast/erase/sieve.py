@@ -64,15 +64,21 @@ from pbe_fast.erase.witnesses import sources, weigh
 from pbe_fast.randomness import permutation
 from pbe_fast.training import Stage
 
-__all__ = ["Sieve"]
+__all__ = ["SUSPECT", "UNDECIDED", "Sieve"]
+
+# The highest scores of suspects, and of undecided images.
+SUSPECT = -0.5
+UNDECIDED = -0.25
 
 Ids = npt.NDArray[np.int64]
 Mask = npt.NDArray[np.bool_]
 
 _MOST_WHOLE = 1 / 3  # of all classes may be left out as a whole
-# Of the number of other labels, effectively: nearly poisoned classes of GTSRB showed 0.36 to 0.68
-# of it in round 0, and clean ones up to 0.25 (bench/left_out.py).
-_SPREAD = 0.3
+# Of the number of other labels, effectively: nearly poisoned classes of GTSRB showed 0.49 and 0.69
+# of it in round 0, and clean ones up to 0.28 (bench/left_out.py). A trigger brings images of all
+# classes, many of which a model takes for few others: so rare labels count.
+_SPREAD = 0.37
+_ORDER = 0.5
 # Labels. Of few classes a clean one may show most others, as up to 6.1 with CIFAR-10; but of few
 # classes none becomes nearly all poison by a small share of the data set.
 _FEWEST = 8.0
@@ -262,8 +268,8 @@ class Sieve:
         facts: dict[str, Any] = {
             "label": label,
             "differ": float(differs.sum() / here.sum()),
-            "shown": _effective(outcome[differs, 1]),
-            "possible": _effective(self.labels[self._known & ~here]),
+            "shown": _effective(outcome[differs, 1], _ORDER),
+            "possible": _effective(self.labels[self._known & ~here], _ORDER),
         }
         least = max(_SPREAD * facts["possible"], _FEWEST)
         facts["poisoned"] = facts["differ"] > _DISAGREE and facts["shown"] > least
@@ -387,12 +393,15 @@ class Sieve:
         counts = np.bincount(self.labels[self._known], minlength=self.num_classes)
         return self.num_classes > 2 and bool((counts >= _TELLING).any())
 
+    def _relabelled_ids(self, place: Place) -> Ids:
+        """The images that were trained with another label."""
+        if place.labels is None:
+            return place.subset[:0]
+        return place.subset[self.labels[place.subset] != place.labels]
+
     def _relabelled(self, place: Place) -> list[int]:
         """The classes that some images were trained away from."""
-        if place.labels is None:
-            return []
-        own = self.labels[place.subset]
-        labels: list[int] = np.unique(own[own != place.labels]).tolist()
+        labels: list[int] = np.unique(self.labels[self._relabelled_ids(place)]).tolist()
         return labels
 
     def _diverse_before(self, place: Place) -> list[int]:
@@ -492,38 +501,56 @@ class Sieve:
         suspects = self.untrusted(place) & ~self._doubtful(place) & np.isin(self.labels, poisoned)
         return float((outcome[:, 1] == self.labels)[suspects].mean()) if suspects.any() else None
 
-    def found(self, judged: Mapping[str, Any], outcome: Scores, place: Place) -> dict[str, Any]:
+    def found(self, judged: Mapping[str, Any]) -> dict[str, Any]:
         """What there is to say of a backdoor in the end.
 
         Args:
             judged: the facts of the last verdict.
-            outcome, place: after the last round.
         """
         classes, noise = judged["poisoned"], judged.get("trigger") is False
         poisoned = [] if noise else classes
         return {
             "found": bool(poisoned), "labels": poisoned, "mislabelled": classes if noise else [],
-            "odd": judged["odd"], "kept": self.kept(outcome, place, poisoned),
-            "judged": self.can_judge(),
+            "odd": judged["odd"], "judged": self.can_judge(),
         }  # fmt: skip
 
-    def ranking(self, outcome: Scores, place: Place) -> Scores:
-        """``(N,)`` in [-1, 0], high for clean: by the loss of the label, suspects below -0.5.
+    def ranking(self, judged: Mapping[str, Any], outcome: Scores, place: Place) -> Scores:
+        """``(N,)`` in [-1, 0], high for clean: suspects, undecided images and others, by loss.
 
-        Doubtful images that the purified model takes for what they are labelled are not suspect,
-        though they were left out.
+        Undecided is what waited to the end and gets its label from the purified model: it is clean,
+        or a backdoor is left. Doubtful images that get their label are not suspect, though they
+        were left out.
+
+        Args:
+            judged: the facts of the last verdict.
+            outcome, place: after the last round.
         """
+        left, differs = self.untrusted(place), outcome[:, 1] != self.labels
+        suspects = left & (differs | ~self._doubtful(place))
+        waited = np.isin(self.labels, judged["odd"]) | ("witnesses" in judged)
+        waited[self._relabelled_ids(place)] = False
+        undecided = suspects & waited & ~differs
         loss = outcome[:, 0].astype(np.float64)
-        sure = (outcome[:, 1] != self.labels) | ~self._doubtful(place)
-        suspects = self.untrusted(place) & sure
-        ranking: Scores = (-(loss / (1 + loss) + suspects) / 2).astype(np.float32)
+        share = loss / (1 + loss)
+        suspicion = np.select(
+            [undecided, suspects],
+            [-UNDECIDED + share * (UNDECIDED - SUSPECT), -SUSPECT + share * (1 + SUSPECT)],
+            share * -UNDECIDED,
+        )
+        ranking: Scores = -suspicion.astype(np.float32)
         return ranking
 
 
-def _effective(seen: npt.NDArray[Any]) -> float:
-    """How many different labels; 1 where all are the same."""
+def _effective(seen: npt.NDArray[Any], order: float = 1.0) -> float:
+    """How many different labels there are, effectively (Hill 1973); 1 where all are the same.
+
+    Args:
+        order: below 1 rare labels count for more; with 1 it is e to the power of their entropy.
+    """
     share = np.unique(seen, return_counts=True)[1] / max(1, len(seen))
-    return float(np.exp(-(share * np.log(share)).sum()))
+    if order == 1:
+        return float(np.exp(-(share * np.log(share)).sum()))
+    return float((share**order).sum() ** (1 / (1 - order)))
 
 
 def _facts(verdict: Verdict) -> dict[str, Any]:

@@ -48,12 +48,20 @@ class Accuracies(Record):
 
 
 class SuspectMetrics(Record):
-    """How good the list of suspects is; the last three only where the truth is known."""
+    """How good the list of suspects is.
+
+    ``suspect`` and ``undecided`` only of a method that says so of single images; ``precision`` and
+    ``recall`` are of the former. All shares only where the truth is known.
+    """
 
     count: Count | None = None
+    suspect: Count | None = None
+    undecided: Count | None = None
     poisoned: Count | None = None
     auroc: MaybeFraction = None
     precision_at_truth: MaybeFraction = None
+    precision: MaybeFraction = None
+    recall: MaybeFraction = None
 
 
 class RoundMetrics(Record):
@@ -78,14 +86,12 @@ class ModelMetrics(Record):
 class BackdoorMetrics(Record):
     """Whether the training set's images gave a backdoor away, and in which classes.
 
-    ``kept`` is the share of suspects that the purified model gives the label they came with, and
     ``odd`` are classes in which some images may be mislabelled, ``mislabelled`` those of label
     noise. ``judged`` is false where there were too few classes or images to find a backdoor.
     """
 
     found: bool
     labels: tuple[Count, ...] = ()
-    kept: MaybeFraction = None
     odd: tuple[Count, ...] = ()
     mislabelled: tuple[Count, ...] = ()
     judged: bool = True

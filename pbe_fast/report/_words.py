@@ -99,7 +99,7 @@ def backdoor_words(metrics: Metrics, classes: Sequence[str] = ()) -> str | None:
     """
     if metrics.backdoor is None:
         return None
-    found, kept = metrics.backdoor, metrics.backdoor.kept
+    found = metrics.backdoor
     said = "No backdoor was found in the training set."
     if not found.judged:
         said = (
@@ -109,8 +109,6 @@ def backdoor_words(metrics: Metrics, classes: Sequence[str] = ()) -> str | None:
     if found.found:
         where = _classes(found.labels, classes)
         said = f"A backdoor was found: images that show something else in {where}."
-    if kept is not None:
-        said += f" The purified model gives {percent(kept)} of them the label they came with."
     if found.mislabelled:
         where = _classes(found.mislabelled, classes)
         said += (

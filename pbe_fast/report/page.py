@@ -126,6 +126,7 @@ def render(run_dir: Path, extras: Extras | None = None) -> Page:
         unreadable=history.unreadable,
         suspects=suspects,
         gallery=gallery,
+        score=_SCORES["sieve" if metrics.method == "sieve" else "agreement"],
         extras=extras,
         listed=len(suspects.scores) if suspects else None,
         phases=_phases(metrics),
@@ -136,6 +137,15 @@ def render(run_dir: Path, extras: Extras | None = None) -> Page:
     named = [*pictures, *([histogram] if histogram else [])]
     drawings = {picture.name: picture.drawing for picture in named}
     return Page(clean_text(page), {**drawings, **extras.drawings})
+
+
+_SCORES = {
+    "agreement": "cosine between the logits of the infected and the purified model",
+    "sieve": (
+        "by the loss of an image’s label in the purified model; suspects have at most −0.5, "
+        "undecided images at most −0.25, the others more"
+    ),
+}
 
 
 def _unless_none(show: Callable[[Any], str]) -> Callable[[Any], str | None]:
@@ -283,7 +293,7 @@ def _histogram(suspects: Suspects | None, metrics: Metrics) -> _Picture | None:
         ]
         label += f"; median {', '.join(middle)}"
         caption += " Hatched: images known to be poisoned."
-    axis = {"axis": "score: suspects lie below −0.5"} if metrics.method == "sieve" else {}
+    axis = {"axis": "score: suspects up to −0.5, undecided images up to −0.25"} if metrics.method == "sieve" else {}
     drawing = score_histogram(suspects.scores, suspects.poisoned, label=label + ".", **axis)
     return _Picture("scores", drawing, caption)
 

@@ -7,6 +7,7 @@ import pytest
 
 from pbe_fast.config import SieveConfig
 from pbe_fast.erase import Place, Sieve
+from pbe_fast.erase.sieve import SUSPECT, UNDECIDED
 from pbe_fast.erase.split import ClassSplit, Split
 
 CLASSES, EACH = 6, 100
@@ -198,7 +199,7 @@ def test_a_swollen_class_whose_poison_falls_apart_is_judged_as_a_whole() -> None
     assert suspects[OWN : OWN + SWOLLEN].mean() > 0.99
 
 
-@pytest.mark.parametrize(("shown", "poisoned"), [(9, False), (13, True)])
+@pytest.mark.parametrize(("shown", "poisoned"), [(14, False), (17, True)])
 def test_a_swollen_class_is_poisoned_by_how_many_of_all_labels_it_shows(
     shown: int, poisoned: bool
 ) -> None:
@@ -365,16 +366,15 @@ def test_without_a_trigger_in_common_many_suspects_are_mislabelled() -> None:
         features = _triggered(*(clusters if triggered else []), shown=shown)
         sieve.activations = lambda features=features: features
         judged = sieve.judged_again(outcome, place).facts
-        found = sieve.found(judged, outcome, place)
+        found = sieve.found(judged)
         assert found["found"] == triggered
         assert found["labels"] == ([0, 1, 2, 3] if triggered else [])
         assert found["mislabelled"] == ([] if triggered else [0, 1, 2, 3])
-        assert (found["kept"] is None) != triggered
     sieve = _sieve({1: 0.3})  # a trigger for one label is one
     few = _outcome(_others(*range(100, 130)))
     place = _place(np.setdiff1d(np.arange(599), range(100, 130)))
     judged = sieve.judged_again(few, place).facts
-    assert sieve.found(judged, few, place)["labels"] == [1]
+    assert sieve.found(judged)["labels"] == [1]
 
 
 def test_no_second_look_where_that_is_switched_off(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -446,9 +446,10 @@ def test_a_better_model_judges_again() -> None:
 
     last = _place(chosen.ids, chosen.labels)
     assert np.flatnonzero(sieve.untrusted(last)).tolist() == [*range(100, 130), 150]
-    ranking = sieve.ranking(outcome, last)
+    ranking = sieve.ranking(chosen.facts, outcome, last)
     assert np.isnan(ranking[599])
-    assert ranking[sieve.untrusted(last)].max() < -0.5 <= np.nanmin(ranking[~sieve.untrusted(last)])
+    assert ranking[sieve.untrusted(last)].max() <= SUSPECT
+    assert np.nanmin(ranking[~sieve.untrusted(last)]) > UNDECIDED
     assert np.nanmin(ranking) >= -1
     assert np.nanmax(ranking) <= 0
     assert ranking[300] < ranking[301]  # another label is likelier, in a class that is whole
@@ -581,8 +582,8 @@ def test_doubtful_images_of_a_poisoned_class_stay_away_and_have_no_vote() -> Non
     assert np.setdiff1d(np.arange(599), second.ids).tolist() == left
     suspects = sieve.untrusted(_place(second.ids, second.labels))
     assert np.flatnonzero(suspects).tolist() == [*range(100, 130), *range(150, 170)]
-    ranking = sieve.ranking(outcome, _place(second.ids, second.labels))
-    assert np.flatnonzero(ranking < -0.5).tolist() == [*range(100, 128), 129, 151]
+    ranking = sieve.ranking(second.facts, outcome, _place(second.ids, second.labels))
+    assert np.flatnonzero(ranking <= SUSPECT).tolist() == [*range(100, 128), 129, 151]
     # Of 100 to 127 and 129, those that are not doubtful, the last one.
     assert sieve.kept(outcome, _place(second.ids, second.labels), [1]) == pytest.approx(1 / 29)
     assert sieve.kept(outcome, _place(second.ids, second.labels), []) is None
@@ -606,8 +607,26 @@ def test_images_that_lie_apart_in_the_trusted_cluster_of_a_poisoned_class_wait()
     place = _place(second.ids, second.labels)
     assert np.setdiff1d(np.arange(599), second.ids).tolist() == list(range(150, 160))
     # What lies apart is suspect where it shows something else; in the poisoned cluster anyway.
-    ranking = sieve.ranking(_outcome(_others(*range(110, 130), *range(140, 150))), place)
-    assert np.flatnonzero(ranking < -0.5).tolist() == poison
+    outcome = _outcome(_others(*range(110, 130), *range(140, 150)))
+    ranking = sieve.ranking(second.facts, outcome, place)
+    assert np.flatnonzero(ranking <= SUSPECT).tolist() == poison
+
+
+def test_what_waited_and_gets_its_label_is_undecided() -> None:
+    """Suspects lie below it, the others above."""
+    sieve = _sieve({1: 0.3, 2: 0.1})
+    outcome = _outcome(_others(*range(120, 130), 205))
+    labels = LABELS.copy()
+    labels[100:130] = 3  # of these, 100 to 119 get the label that they came with
+    ids = np.setdiff1d(np.arange(599), range(200, 210))
+    place = _place(ids, labels[ids])
+    for judged in ({"odd": [2]}, {"odd": [], "witnesses": {}}):
+        ranking = sieve.ranking(judged, outcome, place)
+        assert np.flatnonzero(ranking <= SUSPECT).tolist() == [*range(100, 130), 205]
+        undecided = (ranking <= UNDECIDED) & (ranking > SUSPECT)
+        assert np.flatnonzero(undecided).tolist() == [*range(200, 205), *range(206, 210)]
+    ranking = sieve.ranking({"odd": []}, outcome, place)
+    assert np.flatnonzero(ranking <= SUSPECT).tolist() == [*range(100, 130), *range(200, 210)]
 
 
 def test_suspects_can_be_left_out_instead() -> None:

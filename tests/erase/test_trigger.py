@@ -133,7 +133,7 @@ def test_a_class_where_the_trigger_does_something_else_is_split_along_it(
     truth = np.arange(len(labels)) % 300 < 30
     rows = random.normal(size=(len(labels), 20))
     rows[truth & (labels > 0), 0] += 12
-    rows[truth & (labels == 0), 0] += 0 if hinted else 1.5
+    rows[truth & (labels == 0), 0] += 0 if hinted else 2.5
     rows[truth & (labels == 0), 1] += 5
     hints = truth & (labels == 0) & (np.arange(len(labels)) < 8)
     hints = hints if hinted else np.zeros_like(hints)
