@@ -397,7 +397,8 @@ class Sieve:
         """The images that were trained with another label."""
         if place.labels is None:
             return place.subset[:0]
-        return place.subset[self.labels[place.subset] != place.labels]
+        changed: Ids = place.subset[self.labels[place.subset] != place.labels]
+        return changed
 
     def _relabelled(self, place: Place) -> list[int]:
         """The classes that some images were trained away from."""

@@ -293,7 +293,9 @@ def _histogram(suspects: Suspects | None, metrics: Metrics) -> _Picture | None:
         ]
         label += f"; median {', '.join(middle)}"
         caption += " Hatched: images known to be poisoned."
-    axis = {"axis": "score: suspects up to −0.5, undecided images up to −0.25"} if metrics.method == "sieve" else {}
+    axis = {}
+    if metrics.method == "sieve":
+        axis["axis"] = "score: suspects up to −0.5, undecided images up to −0.25"
     drawing = score_histogram(suspects.scores, suspects.poisoned, label=label + ".", **axis)
     return _Picture("scores", drawing, caption)
 
