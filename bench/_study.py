@@ -95,9 +95,11 @@ def study_table(name: str) -> str:
     lines = []
     for row in rows:
         plan = [NAMES.get(row["attack"], row["attack"]), row["mode"].replace("_", "-"), row["seed"]]
+        told = [f"{100 * row[key]:.1f}" if key in row else "–" for key in ("precision", "recall")]
         found = "yes" if row["found"] else "no"
-        lines.append([*plan, *_figures(row), found, f"{row['seconds']:.0f}"])
-    heads = ["attack", "mode", ">seed", *FIGURES, "backdoor found", ">seconds"]
+        lines.append([*plan, *_figures(row), *told, found, f"{row['seconds']:.0f}"])
+    heads = ["attack", "mode", ">seed", *FIGURES, ">precision", ">recall"]
+    heads += ["backdoor found", ">seconds"]
     return table(heads, lines)
 
 

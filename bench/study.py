@@ -73,6 +73,7 @@ METHODS: dict[str, dict[str, Any]] = {
 MODES = ("all_to_one", "all_to_all")
 SIZE = 32  # of all images
 DEFAULT_METHODS = ("aft", "pbe", "sieve", *BASELINES)
+_LISTED = ("suspect", "undecided", "auroc", "precision", "recall")  # of the list of suspects
 
 
 @dataclass(frozen=True)
@@ -359,7 +360,7 @@ def _data(here: Path, shards: Path, infected: bool) -> dict[str, Any]:
 
 
 def collect(folder: Path, data: DataSet) -> list[dict[str, Any]]:
-    """What the finished cells say: ACC, ASR, DER, the AUROC of the suspects, seconds."""
+    """What the finished cells say: ACC, ASR, DER, how well suspects are told, seconds."""
     here = folder / data.name
     models = {
         file.parents[1]: sha256_file(file)[:16] for file in here.glob(f"*/model/{MODEL_NAME}")
@@ -381,8 +382,7 @@ def collect(folder: Path, data: DataSet) -> list[dict[str, Any]]:
         }
         if "asr" in after:
             row["der"] = der(before, after)
-        if "auroc" in metrics.get("suspects", {}):
-            row["auroc"] = metrics["suspects"]["auroc"]
+        row |= {key: said for key, said in metrics.get("suspects", {}).items() if key in _LISTED}
         if "backdoor" in metrics:
             row["found"] = metrics["backdoor"]["found"]
         rows.append(row)

@@ -66,6 +66,7 @@ def test_a_case_and_its_cells(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     ]
     assert len({row["model"] for row in rows}) == 2  # one of each case
     assert all("der" in row and "auroc" in row for row in rows[:2])
+    assert not any("precision" in row or "count" in row for row in rows)  # no method that cuts
     assert all("der" not in row and row["purified"].keys() == {"acc"} for row in rows[2:])
     model = tmp_path / "tiny" / infected.name / "model" / "model.safetensors"
     before = model.stat().st_mtime_ns

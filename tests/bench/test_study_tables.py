@@ -27,7 +27,7 @@ def row(case: str, method: str, acc: float, asr: float, **more: Any) -> dict[str
 
 BLEND, SIG = "blend-all_to_one-0.1-0", "sig-all_to_one-0.1-0"
 ROWS = [
-    row(BLEND, "sieve", 0.91, 0.01),
+    row(BLEND, "sieve", 0.91, 0.01, precision=0.9, recall=0.999),
     row(SIG, "sieve", 0.88, 0.03, auroc=0.95),
     row("blend-all_to_one-0.01-0", "sieve", 0.9, 0.5, found=False),
     row("blend-all_to_all-0.1-0", "sieve_no_split", 0.9, 0.07),  # of the other mode
@@ -62,7 +62,7 @@ def test_the_main_table_has_one_rate() -> None:
     lines = _study.study_table("few").splitlines()
     assert [cells(line)[0] for line in lines[2:5]] == ["Blend", "SIG", "benign"]
     assert cells(lines[2])[3:] == [
-        "90.00", "100.00", "91.00", "1.00", "0.9900", "yes", "10",
+        "90.00", "100.00", "91.00", "1.00", "0.9900", "90.0", "99.9", "yes", "10",
     ]  # fmt: skip
     assert cells(lines[4])[1:4] == ["–", "0", "97.00"]
 
