@@ -36,9 +36,10 @@ is trusted:
    ones and is of more than a few images, or got them from the model of round 0, or if that is so
    in many classes; a single cluster with one other label may be photographs of something rare, and
    stays away. In a poisoned class an image that this model takes for something else becomes
-   suspect, too. Where many classes are poisoned, it is the witnesses instead that judge each image,
-   of which the third is now this model. Where what the suspects of many classes have beside what
-   they show has no direction in common, there is no trigger: their labels are wrong.
+   suspect, too, unless it is plainly in the trusted cluster. Where many classes are poisoned, it is
+   the witnesses instead that judge each image, of which the third is now this model. Where what the
+   suspects of many classes have beside what they show has no direction in common, there is no
+   trigger: their labels are wrong.
 6. *Round 2* goes on with the labels of that verdict. A suspect that the model of round 1 takes for
    what it is labelled is left out, unless it is known which class the trigger leads to that label.
 7. *More rounds.* Suspects that are taken for what they are labelled show that the backdoor is
@@ -305,7 +306,8 @@ class Sieve:
         poisoned = [k for k, sure in clusters.items() if many or self._diverse(outcome[sure, 1])]
         poisoned = sorted({*poisoned, *before})
         odd = [label for label in clusters if label not in poisoned]
-        suspects = np.isin(self.labels, poisoned) & (left | differs)
+        plain = self._trusted(left) & ~doubtful
+        suspects = np.isin(self.labels, poisoned) & (left | (differs & ~plain))
         facts: dict[str, Any] = {"odd": odd}
         waiting = left & np.isin(self.labels, odd)
         if not many:
@@ -486,12 +488,16 @@ class Sieve:
 
     def _doubtful(self, place: Place) -> Mask:
         """Images between two clusters, and those that lie apart in a cluster that is trusted."""
-        doubtful, left = self._between.copy(), self.untrusted(place)
+        return self._between | (self._trusted(self.untrusted(place)) & self.split.apart)
+
+    def _trusted(self, left: Mask) -> Mask:
+        """The clusters of which not most are left out."""
+        trusted = np.zeros(len(left), bool)
         for split in self.split.classes:
             for cluster in self._clusters(split.label):
                 if left[cluster].mean() < 0.5:
-                    doubtful |= cluster & self.split.apart
-        return doubtful
+                    trusted |= cluster
+        return trusted
 
     def kept(self, outcome: Scores, place: Place, poisoned: list[int]) -> float | None:
         """The share of the poisoned classes' suspects that a model gives the label they came with.

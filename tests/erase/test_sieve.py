@@ -430,10 +430,14 @@ def _others(*images: int) -> dict[int, int]:
 
 
 def test_a_better_model_judges_again() -> None:
-    """Class 2's suspects are as labelled by now; one more of class 1 is not."""
+    """Class 2's suspects are as labelled by now; one more of class 1 is not.
+
+    Nor is another one of it, which is plainly in the trusted cluster.
+    """
     sieve = _sieve({1: 0.3, 2: 0.1})
+    sieve.split.apart[150] = True
     trusted = np.setdiff1d(np.arange(599), [*range(100, 130), *range(200, 210)])
-    seen = _others(*range(100, 128), 150, 300)
+    seen = _others(*range(100, 128), 150, 300, 160)
     outcome = _outcome(seen)
     chosen = sieve.judged_again(outcome, _place(trusted))
     assert chosen.labels is not None
