@@ -198,6 +198,23 @@ def test_worse_than_chance_is_said(pbe_run: Path) -> None:
     assert "worse than chance" in read(pbe_run).text
 
 
+def test_how_many_images_are_suspect_and_undecided_is_said(pbe_run: Path) -> None:
+    told = {"count": 4000, "suspect": 512, "undecided": 34}
+    change(pbe_run, method="sieve", suspects=told)
+    said = read(pbe_run).text
+    assert "Suspect 512 " in said
+    assert "Undecided 34: not trained with their labels" in said
+    assert "Score: by the loss of an image’s label" in said
+    change(pbe_run, suspects=told | {"undecided": 0, "precision": 0.75, "recall": 0.5})
+    said = read(pbe_run).text
+    assert "512: 75.0 % of them are poisoned, and 50.0 % of the poisoned" in said
+    assert "Undecided" not in said
+    change(pbe_run, method="pbe", suspects={"count": 4000})
+    said = read(pbe_run).text
+    assert "Score: cosine between the logits" in said
+    assert "Suspect 512" not in said
+
+
 def test_a_purification_without_a_test_set_claims_nothing(aft_run: Path) -> None:
     change(aft_run, infected=..., purified=...)
     (aft_run / "metrics.jsonl").unlink()
