@@ -80,14 +80,18 @@ def suspect_metrics(scores: Scores, truth: Truth | None) -> dict[str, float | in
 
 
 def judged_metrics(scores: Scores, truth: Truth | None) -> dict[str, float | int]:
-    """How many images Sieve's scores call suspect or leave undecided, and how right that is."""
+    """How many images Sieve's scores call suspect or leave undecided, and how right that is.
+
+    Images that could not be decoded, with a score of NaN, are not counted.
+    """
     suspects = scores <= SUSPECT
     undecided = (scores <= UNDECIDED) & ~suspects
     facts: dict[str, float | int] = {
         "suspect": int(suspects.sum()), "undecided": int(undecided.sum())
     }  # fmt: skip
     if truth is not None:
-        right = (suspects & truth).sum()
+        poisoned = truth & ~np.isnan(scores)
+        right = (suspects & poisoned).sum()
         facts |= {"precision": float(right / suspects.sum())} if suspects.any() else {}
-        facts |= {"recall": float(right / truth.sum())} if truth.any() else {}
+        facts |= {"recall": float(right / poisoned.sum())} if poisoned.any() else {}
     return facts

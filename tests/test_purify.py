@@ -173,14 +173,17 @@ def test_sieve_says_what_it_found(undisturbed: Callable[[str], Path]) -> None:
     assert metrics["method"] == "sieve"
     first, second, last = metrics["rounds"]
     assert {"suspects", "relabelled", "waiting", "classes", "second_look"} <= first.keys()
+    kept = metrics["backdoor"].pop("kept")
     poisoned, odd = second["poisoned"], second["odd"]
     assert metrics["backdoor"] == {
         "found": bool(poisoned), "labels": poisoned, "odd": odd, "judged": True,
         "mislabelled": [],
     }  # fmt: skip
-    listed = metrics["suspects"]
-    assert 0 <= listed["suspect"] + listed["undecided"] <= listed["count"]
-    assert 0 <= listed["recall"] <= 1
+    assert kept is None or (poisoned and 0 <= kept <= 1)
+    table = pq.read_table(undisturbed("sieve") / "suspects.parquet")
+    suspects, poison = table["score"].to_numpy() <= -0.5, table["poisoned"].to_numpy()
+    assert metrics["suspects"]["suspect"] == suspects.sum()
+    assert metrics["suspects"]["recall"] == (suspects & poison).sum() / poison.sum()
     assert {"subset", "auroc", "subset_poisoned"} <= last.keys()
 
 

@@ -36,10 +36,9 @@ is trusted:
    ones and is of more than a few images, or got them from the model of round 0, or if that is so
    in many classes; a single cluster with one other label may be photographs of something rare, and
    stays away. In a poisoned class an image that this model takes for something else becomes
-   suspect, too, unless it is plainly in the trusted cluster. Where many classes are poisoned, it is
-   the witnesses instead that judge each image, of which the third is now this model. Where what the
-   suspects of many classes have beside what they show has no direction in common, there is no
-   trigger: their labels are wrong.
+   suspect, too. Where many classes are poisoned, it is the witnesses instead that judge each image,
+   of which the third is now this model. Where what the suspects of many classes have beside what
+   they show has no direction in common, there is no trigger: their labels are wrong.
 6. *Round 2* goes on with the labels of that verdict. A suspect that the model of round 1 takes for
    what it is labelled is left out, unless it is known which class the trigger leads to that label.
 7. *More rounds.* Suspects that are taken for what they are labelled show that the backdoor is
@@ -65,7 +64,7 @@ from pbe_fast.erase.witnesses import sources, weigh
 from pbe_fast.randomness import permutation
 from pbe_fast.training import Stage
 
-__all__ = ["SUSPECT", "UNDECIDED", "Sieve"]
+__all__ = ["KEPT", "SUSPECT", "UNDECIDED", "Sieve"]
 
 # The highest scores of suspects, and of undecided images.
 SUSPECT = -0.5
@@ -80,7 +79,7 @@ _MOST_WHOLE = 1 / 3  # of all classes may be left out as a whole
 # classes, many of which a model takes for few others: so rare labels count.
 _SPREAD = 0.37
 _ORDER = 0.5
-# Labels. Of few classes a clean one may show most others, as up to 6.1 with CIFAR-10; but of few
+# Labels. Of few classes a clean one may show most others, as up to 7.0 with CIFAR-10; but of few
 # classes none becomes nearly all poison by a small share of the data set.
 _FEWEST = 8.0
 _MANY_POISONED = 1 / 3  # of all classes: then there is a trigger for every label
@@ -92,7 +91,7 @@ _DISAGREE = 0.5  # of a cluster, with its label, to be poisoned
 _MORE = 0.3  # than of the other cluster, which may only be badly learned
 _DIVERSE = 1.5  # times as many labels, effectively
 _DOUBTFUL = 8.0  # nats of log odds, up to which an image of a poisoned class waits
-_KEPT = 0.05  # of the suspects with the label they came with, and the backdoor is not gone
+KEPT = 0.05  # of the suspects with the label they came with, and the backdoor is not gone
 _TELLING = 20  # images, of which a number of different labels says something
 _LIKELY = 2.0  # nats of log odds, from which on an image is likely in a cluster, or triggered
 
@@ -293,8 +292,8 @@ class Sieve:
             before: classes that stay poisoned, or count among the many that are: a backdoor that
                 outlives a round makes most of their images look right again.
         """
-        left, doubtful = self.untrusted(place), self._doubtful(place)
-        differs = self._differs(outcome)
+        left, differs = self.untrusted(place), self._differs(outcome)
+        doubtful = self._doubtful(left)
         clusters: dict[int, Mask] = {}  # that are something else than their label, by that
         for label in np.unique(self.labels[left]).tolist():
             here = self.labels == label
@@ -306,8 +305,7 @@ class Sieve:
         poisoned = [k for k, sure in clusters.items() if many or self._diverse(outcome[sure, 1])]
         poisoned = sorted({*poisoned, *before})
         odd = [label for label in clusters if label not in poisoned]
-        plain = self._trusted(left) & ~doubtful
-        suspects = np.isin(self.labels, poisoned) & (left | (differs & ~plain))
+        suspects = np.isin(self.labels, poisoned) & (left | differs)
         facts: dict[str, Any] = {"odd": odd}
         waiting = left & np.isin(self.labels, odd)
         if not many:
@@ -386,7 +384,7 @@ class Sieve:
         """After round 2 and later: once more, or None where the backdoor is gone."""
         before = self._relabelled(place)
         kept = self.kept(outcome, place, before)
-        if kept is None or kept <= _KEPT:
+        if kept is None or kept <= KEPT:
             return None
         return self._judged_by_class(outcome, place, before)
 
@@ -486,9 +484,9 @@ class Sieve:
         suspects[own] = False
         return suspects
 
-    def _doubtful(self, place: Place) -> Mask:
+    def _doubtful(self, left: Mask) -> Mask:
         """Images between two clusters, and those that lie apart in a cluster that is trusted."""
-        return self._between | (self._trusted(self.untrusted(place)) & self.split.apart)
+        return self._between | (self._trusted(left) & self.split.apart)
 
     def _trusted(self, left: Mask) -> Mask:
         """The clusters of which not most are left out."""
@@ -505,38 +503,57 @@ class Sieve:
         What shows without a trigger whether a backdoor is gone; what waits counts, as it may be
         triggered, too. None where nothing is suspect.
         """
-        suspects = self.untrusted(place) & ~self._doubtful(place) & np.isin(self.labels, poisoned)
+        left = self.untrusted(place)
+        suspects = left & ~self._doubtful(left) & np.isin(self.labels, poisoned)
         return float((outcome[:, 1] == self.labels)[suspects].mean()) if suspects.any() else None
 
-    def found(self, judged: Mapping[str, Any]) -> dict[str, Any]:
+    def found(self, judged: Mapping[str, Any], outcome: Scores, place: Place) -> dict[str, Any]:
         """What there is to say of a backdoor in the end.
-
-        Args:
-            judged: the facts of the last verdict.
-        """
-        classes, noise = judged["poisoned"], judged.get("trigger") is False
-        poisoned = [] if noise else classes
-        return {
-            "found": bool(poisoned), "labels": poisoned, "mislabelled": classes if noise else [],
-            "odd": judged["odd"], "judged": self.can_judge(),
-        }  # fmt: skip
-
-    def ranking(self, judged: Mapping[str, Any], outcome: Scores, place: Place) -> Scores:
-        """``(N,)`` in [-1, 0], high for clean: suspects, undecided images and others, by loss.
-
-        Undecided is what waited to the end and gets its label from the purified model: it is clean,
-        or a backdoor is left. Doubtful images that get their label are not suspect, though they
-        were left out.
 
         Args:
             judged: the facts of the last verdict.
             outcome, place: after the last round.
         """
-        left, differs = self.untrusted(place), outcome[:, 1] != self.labels
-        suspects = left & (differs | ~self._doubtful(place))
-        waited = np.isin(self.labels, judged["odd"]) | ("witnesses" in judged)
+        classes, noise = judged["poisoned"], judged.get("trigger") is False
+        poisoned = [] if noise else classes
+        suspects = self.told(judged, outcome, place)[0] & np.isin(self.labels, poisoned)
+        return {
+            "found": bool(poisoned), "labels": poisoned, "mislabelled": classes if noise else [],
+            "odd": judged["odd"], "judged": self.can_judge(),
+            "kept": float((~self._differs(outcome))[suspects].mean()) if suspects.any() else None,
+        }  # fmt: skip
+
+    def told(self, judged: Mapping[str, Any], outcome: Scores, place: Place) -> tuple[Mask, Mask]:
+        """Which images are suspect in the end, and which are undecided.
+
+        Both were not trained with their labels. Undecided is what lies plainly in the trusted
+        cluster of a poisoned class, where a model that is often wrong takes clean images for
+        something else, and of what waited what gets its label from the purified model: it is
+        clean, or part of the backdoor is left. Doubtful images that get their label are neither.
+
+        Args:
+            judged: the facts of the last verdict.
+            outcome, place: after the last round.
+        """
+        left, differs = self.untrusted(place), self._differs(outcome)
+        doubtful = self._doubtful(left)
+        listed = left & (differs | ~doubtful)
+        waited = np.isin(self.labels, judged["odd"])
+        plain = self._trusted(left) & ~doubtful
+        if "witnesses" in judged:  # who say more than the clusters do
+            waited[:] = self.config.relabel  # without it nothing tells suspects from what waited
+            plain[:] = False
         waited[self._relabelled_ids(place)] = False
-        undecided = suspects & waited & ~differs
+        undecided = listed & (plain | (waited & ~differs))
+        return listed & ~undecided, undecided
+
+    def ranking(self, judged: Mapping[str, Any], outcome: Scores, place: Place) -> Scores:
+        """``(N,)`` in [-1, 0], high for clean: suspects, undecided images and others, by loss.
+
+        Args:
+            judged, outcome, place: as for :meth:`told`.
+        """
+        suspects, undecided = self.told(judged, outcome, place)
         loss = outcome[:, 0].astype(np.float64)
         share = loss / (1 + loss)
         suspicion = np.select(

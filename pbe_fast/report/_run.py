@@ -86,12 +86,14 @@ class ModelMetrics(Record):
 class BackdoorMetrics(Record):
     """Whether the training set's images gave a backdoor away, and in which classes.
 
+    ``kept`` is the share of suspects that the purified model gives the label they came with, and
     ``odd`` are classes in which some images may be mislabelled, ``mislabelled`` those of label
     noise. ``judged`` is false where there were too few classes or images to find a backdoor.
     """
 
     found: bool
     labels: tuple[Count, ...] = ()
+    kept: MaybeFraction = None
     odd: tuple[Count, ...] = ()
     mislabelled: tuple[Count, ...] = ()
     judged: bool = True

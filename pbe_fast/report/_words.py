@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from pbe_fast.erase.sieve import KEPT
 from pbe_fast.report._run import Accuracies, Metrics, ModelMetrics
 
 __all__ = [
@@ -109,6 +110,9 @@ def backdoor_words(metrics: Metrics, classes: Sequence[str] = ()) -> str | None:
     if found.found:
         where = _classes(found.labels, classes)
         said = f"A backdoor was found: images that show something else in {where}."
+    if found.kept is not None:
+        said += f" The purified model gives {percent(found.kept)} of them the label they came with"
+        said += ": part of the backdoor may be left." if found.kept > KEPT else "."
     if found.mislabelled:
         where = _classes(found.mislabelled, classes)
         said += (

@@ -126,7 +126,7 @@ def render(run_dir: Path, extras: Extras | None = None) -> Page:
         unreadable=history.unreadable,
         suspects=suspects,
         gallery=gallery,
-        score=_SCORES["sieve" if metrics.method == "sieve" else "agreement"],
+        score=_score_words(metrics),
         extras=extras,
         listed=len(suspects.scores) if suspects else None,
         phases=_phases(metrics),
@@ -139,13 +139,17 @@ def render(run_dir: Path, extras: Extras | None = None) -> Page:
     return Page(clean_text(page), {**drawings, **extras.drawings})
 
 
-_SCORES = {
-    "agreement": "cosine between the logits of the infected and the purified model",
-    "sieve": (
-        "by the loss of an image’s label in the purified model; suspects have at most −0.5, "
-        "undecided images at most −0.25, the others more"
-    ),
-}
+def _score_words(metrics: Metrics) -> str:
+    if metrics.method == "sieve":
+        return f"by the loss of an image’s label in the purified model; {_cuts(metrics)}"
+    return "cosine between the logits of the infected and the purified model"
+
+
+def _cuts(metrics: Metrics) -> str:
+    """Where Sieve's suspects are; earlier versions had no undecided images."""
+    if metrics.suspects is None or metrics.suspects.undecided is None:
+        return "suspects below −0.5"
+    return "suspects up to −0.5, undecided images up to −0.25"
 
 
 def _unless_none(show: Callable[[Any], str]) -> Callable[[Any], str | None]:
@@ -293,9 +297,7 @@ def _histogram(suspects: Suspects | None, metrics: Metrics) -> _Picture | None:
         ]
         label += f"; median {', '.join(middle)}"
         caption += " Hatched: images known to be poisoned."
-    axis = {}
-    if metrics.method == "sieve":
-        axis["axis"] = "score: suspects up to −0.5, undecided images up to −0.25"
+    axis = {"axis": f"score: {_cuts(metrics)}"} if metrics.method == "sieve" else {}
     drawing = score_histogram(suspects.scores, suspects.poisoned, label=label + ".", **axis)
     return _Picture("scores", drawing, caption)
 

@@ -1,6 +1,7 @@
 """The study from nothing, on a few drawn signs."""
 
 import io
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -67,6 +68,17 @@ def test_a_case_and_its_cells(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert len({row["model"] for row in rows}) == 2  # one of each case
     assert all("der" in row and "auroc" in row for row in rows[:2])
     assert not any("precision" in row or "count" in row for row in rows)  # no method that cuts
+    file = tmp_path / "tiny" / infected.name / "pbe" / "metrics.json"
+    metrics = json.loads(file.read_text())
+    metrics["suspects"] |= {"suspect": 9, "undecided": 2, "precision": 0.5, "recall": 0.25}
+    file.write_text(json.dumps(metrics))
+    row = collect(tmp_path, TINY)[1]
+    assert [row[key] for key in ("suspect", "undecided", "precision", "recall")] == [
+        9,
+        2,
+        0.5,
+        0.25,
+    ]
     assert all("der" not in row and row["purified"].keys() == {"acc"} for row in rows[2:])
     model = tmp_path / "tiny" / infected.name / "model" / "model.safetensors"
     before = model.stat().st_mtime_ns

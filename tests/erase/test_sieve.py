@@ -211,6 +211,19 @@ def test_a_swollen_class_is_poisoned_by_how_many_of_all_labels_it_shows(
     assert found["poisoned"] is poisoned
 
 
+def test_labels_that_few_images_show_count_where_a_class_may_be_nearly_all_poison() -> None:
+    """Of most images a model that is led astray sees few labels, and of some all the others."""
+    labels = np.repeat(np.arange(43), [600] + [50] * 42)
+    sieve = _unsplit(labels)
+    seen = np.where(labels == 0, 1 + np.arange(len(labels)) % 3, labels)
+    seen[:150] = 1 + np.arange(150) % 42
+    outcome = np.stack([np.where(seen == labels, 0.1, 4.0), seen], 1).astype(np.float32)
+    [found] = sieve.judged(outcome, _place(sieve.first())).facts["swollen"]
+    assert found["poisoned"]
+    share = np.unique(seen[:600], return_counts=True)[1] / 600
+    assert np.exp(-(share * np.log(share)).sum()) < 0.25 * 42  # what a clean class shows
+
+
 def test_of_few_classes_none_is_called_nearly_all_poison() -> None:
     """A clean class that was not trained is taken for the others, whatever it looks like."""
     labels = np.repeat(np.arange(4), [1000, 100, 100, 100])
@@ -366,15 +379,18 @@ def test_without_a_trigger_in_common_many_suspects_are_mislabelled() -> None:
         features = _triggered(*(clusters if triggered else []), shown=shown)
         sieve.activations = lambda features=features: features
         judged = sieve.judged_again(outcome, place).facts
-        found = sieve.found(judged)
+        found = sieve.found(judged, outcome, place)
         assert found["found"] == triggered
         assert found["labels"] == ([0, 1, 2, 3] if triggered else [])
         assert found["mislabelled"] == ([] if triggered else [0, 1, 2, 3])
+        assert (found["kept"] is None) != triggered
     sieve = _sieve({1: 0.3})  # a trigger for one label is one
     few = _outcome(_others(*range(100, 130)))
     place = _place(np.setdiff1d(np.arange(599), range(100, 130)))
     judged = sieve.judged_again(few, place).facts
-    assert sieve.found(judged)["labels"] == [1]
+    found = sieve.found(judged, few, place)
+    assert (found["labels"], found["kept"]) == ([1], 0)
+    assert sieve.found(judged, _outcome(_others(*range(100, 124))), place)["kept"] == 0.2
 
 
 def test_no_second_look_where_that_is_switched_off(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -430,14 +446,10 @@ def _others(*images: int) -> dict[int, int]:
 
 
 def test_a_better_model_judges_again() -> None:
-    """Class 2's suspects are as labelled by now; one more of class 1 is not.
-
-    Nor is another one of it, which is plainly in the trusted cluster.
-    """
+    """Class 2's suspects are as labelled by now; one more of class 1 is not."""
     sieve = _sieve({1: 0.3, 2: 0.1})
-    sieve.split.apart[150] = True
     trusted = np.setdiff1d(np.arange(599), [*range(100, 130), *range(200, 210)])
-    seen = _others(*range(100, 128), 150, 300, 160)
+    seen = _others(*range(100, 128), 150, 300)
     outcome = _outcome(seen)
     chosen = sieve.judged_again(outcome, _place(trusted))
     assert chosen.labels is not None
@@ -452,8 +464,9 @@ def test_a_better_model_judges_again() -> None:
     assert np.flatnonzero(sieve.untrusted(last)).tolist() == [*range(100, 130), 150]
     ranking = sieve.ranking(chosen.facts, outcome, last)
     assert np.isnan(ranking[599])
-    assert ranking[sieve.untrusted(last)].max() <= SUSPECT
-    assert np.nanmin(ranking[~sieve.untrusted(last)]) > UNDECIDED
+    assert np.flatnonzero(ranking <= SUSPECT).tolist() == list(range(100, 130))
+    # Plainly in the trusted cluster, by the infected model.
+    assert np.flatnonzero((ranking > SUSPECT) & (ranking <= UNDECIDED)).tolist() == [150]
     assert np.nanmin(ranking) >= -1
     assert np.nanmax(ranking) <= 0
     assert ranking[300] < ranking[301]  # another label is likelier, in a class that is whole

@@ -166,6 +166,11 @@ def test_attack_on_one_line() -> None:
         ({"found": False, "odd": [16]}, "may be mislabelled or rare in class 16."),
         ({"found": False, "mislabelled": [1, 2]}, "label in 2 classes: 1, 2, have no trigger"),
         ({"found": True, "labels": [3]}, "in class 3."),
+        (
+            {"found": True, "labels": [3], "kept": 0.021},
+            "gives 2.1\xa0% of them the label they came with.",
+        ),
+        ({"found": True, "labels": [3], "kept": 0.051}, "part of the backdoor may be left."),
         ({"found": True, "labels": list(range(43))}, "in 43 classes: 0, 1, 2"),
     ],
 )
