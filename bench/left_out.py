@@ -1,6 +1,7 @@
 """How many labels the model of Sieve's round 0 sees in classes that it did not learn.
 
     python -m bench.left_out runs/study/gtsrb_third/benign-[01] runs/study/gtsrb_third_rare/*
+    python -m bench.left_out runs/study/gtsrb_third_large/benign-0 runs/study/cifar10_third/benign-0
 
 A class that is much larger than the others is left out of round 0, and called poisoned where its
 images then show many labels (``pbe_fast/erase/sieve.py``). How many a clean class shows is measured
@@ -36,7 +37,7 @@ __all__ = ["OUT", "measure", "parts_of"]
 OUT = Path("bench/results/left_out.json")
 COMMAND = (
     "bench.left_out runs/study/gtsrb_third_rare/* runs/study/gtsrb_third/benign-[01] "
-    "runs/study/cifar10_third/benign-0"
+    "runs/study/gtsrb_third_large/benign-0 runs/study/cifar10_third/benign-0"
 )
 PARTS = 6  # of the classes of a benign model; each is left out of one run
 
