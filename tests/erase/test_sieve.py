@@ -484,6 +484,25 @@ def test_a_few_images_with_different_labels_are_no_trigger() -> None:
         assert chosen.facts["waiting"] == (0 if poisoned else images)
 
 
+@pytest.mark.parametrize(("images", "shown", "poisoned"), [
+    (30, 9, []), (30, 10, [0]), (300, 9, []), (300, 10, [0]), (20, 8, []), (20, 9, [0])
+])  # fmt: skip
+def test_of_many_classes_a_cluster_shows_a_fifth_to_be_poisoned(
+    images: int, shown: int, poisoned: list[int]
+) -> None:
+    """Photographs of one sign that are hard to tell show several; also where they are few."""
+    labels = np.repeat(np.arange(43), [600] + [50] * 42)
+    odds = np.full(len(labels), -50, np.float32)
+    odds[:images] = 50
+    split = Split(odds, odds > 99, (ClassSplit(0, 600, images / 600, 1.0, 9.0),))
+    sieve = Sieve(labels, 43, split, lambda: np.zeros((len(labels), 3)), SieveConfig(), seed=0)
+    seen = labels.copy()
+    seen[:images] = 1 + np.arange(images) % shown
+    outcome = np.stack([np.where(seen == labels, 0.1, 4.0), seen], 1).astype(np.float32)
+    chosen = sieve.judged_again(outcome, _place(np.arange(images, len(labels))))
+    assert chosen.facts["poisoned"] == poisoned
+
+
 def test_what_got_many_labels_stays_suspect_when_the_backdoor_outlives_a_round() -> None:
     """Most triggered images look right again, which is no reason to train them as they came."""
     sieve = _sieve({1: 0.3, 2: 0.3})
