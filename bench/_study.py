@@ -48,30 +48,22 @@ STUDY = {
     name: Path(__file__).parent / "results" / f"study_{name}.json"
     for name in (
         "signs",
-        "signs_now",
         "signs_resnet18",
         "signs_hard",
         "gtsrb",
         "gtsrb_third",
-        "gtsrb_third_now",
-        "gtsrb_third_first",
         "gtsrb_third_rare",
         "gtsrb_third_large",
         "gtsrb_third_noise",
         "cifar10_third",
-        "cifar10_third_now",
     )
 }
 # The sets of models that the aims are about.
 AIMED = {
-    "gtsrb_third": "a third of GTSRB",
-    "gtsrb_third_now": "some of these, all-to-all, by the method as it is",
-    "gtsrb_third_first": "a third of GTSRB, the models that Sieve was made on",
-    "signs": "drawn signs",
-    "signs_now": "some of these, all-to-all, by the method as it is",
     "gtsrb": "the whole of GTSRB",
+    "gtsrb_third": "a third of GTSRB",
+    "signs": "drawn signs",
     "cifar10_third": "a third of CIFAR-10",
-    "cifar10_third_now": "one of these, all-to-all, by the method as it is",
 }
 _COLOURS = ("#1f6f8b", "#c8553d", "#8a6fb0", "#5b8c3a", "#c9962c")  # of attacks
 
