@@ -34,6 +34,7 @@ __all__ = ["Position", "Stage", "Step", "cosine", "fit", "not_finite"]
 
 Ids = npt.NDArray[np.int64]
 
+_LEAST_BATCH = 8  # a last batch of less than an eighth is passed over
 _START = 2**32  # stands for the batch in the seed of an epoch's random starts; no batch has it
 
 
@@ -202,7 +203,10 @@ def fit(
                 read = chain(mined.read_batches(parts[:ready]), read)
             for index, (whole, batch) in enumerate(zip(cut, read, strict=True), start=first):
                 images_seen = len(batch.ids) if share.world == 1 else len(whole)
-                if images_seen < 2:  # batch norm needs two; a last batch of one teaches nothing
+                # Batch norm cannot learn from one image, and badly from a few: the last batch of 8
+                # led a ResNet-18 astray, whose last maps have one pixel.
+                least = stage.batch_size // _LEAST_BATCH if index else 0
+                if images_seen < max(2, least):
                     progress.advance(images_seen)
                     continue
                 targets = batch.labels

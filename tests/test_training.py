@@ -176,6 +176,15 @@ def test_a_batch_of_one_is_passed_over(data: ImageData) -> None:
     assert [s.images for s in steps] == [11, 11, 11, 11]
 
 
+@pytest.mark.parametrize(("size", "images"), [(40, [40, 5]), (41, [41]), (400, [45])])
+def test_a_last_batch_of_less_than_an_eighth_is_passed_over(
+    data: ImageData, size: int, images: list[int]
+) -> None:
+    """A first one never is."""
+    _, steps, *_ = _fit(data, _stage(batch_size=size, epochs=1), pgd=None)
+    assert [s.images for s in steps] == images
+
+
 def test_weights_without_momentum_start_afresh(data: ImageData) -> None:
     net, *_ = _fit(data, _stage(momentum=0.0, epochs=1), pgd=None)
     assert all(np.isfinite(v.numpy()).all() for v in net.state_dict().values())
