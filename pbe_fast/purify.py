@@ -131,8 +131,9 @@ def purify(
         }
         if sieve is not None and scores is not None:
             judged = next(facts for facts in reversed(worker.rounds) if "odd" in facts)
-            metrics["backdoor"] = sieve.found(judged, scores, place)
-            scores = sieve.ranking(judged, scores, place)
+            ranking = sieve.ranking(judged, scores, place)
+            metrics["backdoor"] = sieve.found(judged, scores, ranking)
+            scores = ranking
         if scores is not None and sets.train is not None:
             write_suspects(out / SUSPECTS_NAME, sets.train.manifest, scores, sets.truth)
             write_thumbnails(out / THUMBNAILS_NAME, sets.train, scores)

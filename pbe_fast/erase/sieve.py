@@ -511,28 +511,29 @@ class Sieve:
         suspects = left & ~self._doubtful(left) & np.isin(self.labels, poisoned)
         return float((outcome[:, 1] == self.labels)[suspects].mean()) if suspects.any() else None
 
-    def found(self, judged: Mapping[str, Any], outcome: Scores, place: Place) -> dict[str, Any]:
+    def found(self, judged: Mapping[str, Any], outcome: Scores, ranking: Scores) -> dict[str, Any]:
         """What there is to say of a backdoor in the end.
 
         Args:
             judged: the facts of the last verdict.
-            outcome, place: after the last round.
+            outcome: after the last round.
+            ranking: of :meth:`ranking`.
         """
         classes, noise = judged["poisoned"], judged.get("trigger") is False
         poisoned = [] if noise else classes
-        suspects = self.told(judged, outcome, place)[0] & np.isin(self.labels, poisoned)
+        suspects = (ranking <= SUSPECT) & np.isin(self.labels, poisoned)
         return {
             "found": bool(poisoned), "labels": poisoned, "mislabelled": classes if noise else [],
             "odd": judged["odd"], "judged": self.can_judge(),
             "kept": float((~self._differs(outcome))[suspects].mean()) if suspects.any() else None,
         }  # fmt: skip
 
-    def told(self, judged: Mapping[str, Any], outcome: Scores, place: Place) -> tuple[Mask, Mask]:
-        """Which images are suspect in the end, and which are undecided.
+    def ranking(self, judged: Mapping[str, Any], outcome: Scores, place: Place) -> Scores:
+        """``(N,)`` in [-1, 0], high for clean: suspects, undecided images and others, by loss.
 
-        Both were not trained with their labels. Undecided is what lies plainly in the trusted
-        cluster of a poisoned class, where a model that is often wrong takes clean images for
-        something else, and of what waited what gets its label from the purified model: it is
+        The first two were not trained with their labels. Undecided is what lies plainly in the
+        trusted cluster of a poisoned class, where a model that is often wrong takes clean images
+        for something else, and of what waited what gets its label from the purified model: it is
         clean, or part of the backdoor is left. Doubtful images that get their label are neither.
 
         Args:
@@ -543,25 +544,17 @@ class Sieve:
         doubtful = self._doubtful(left)
         listed = left & (differs | ~doubtful)
         waited = np.isin(self.labels, judged["odd"])
-        plain = self._trusted(left) & ~doubtful
+        plain = np.zeros_like(left)
         if "witnesses" in judged:  # who say more than the clusters do
             waited[:] = self.config.relabel  # without it nothing tells suspects from what waited
-            plain[:] = False
+        else:
+            plain = self._trusted(left) & ~doubtful
         waited[self._relabelled_ids(place)] = False
         undecided = listed & (plain | (waited & ~differs))
-        return listed & ~undecided, undecided
-
-    def ranking(self, judged: Mapping[str, Any], outcome: Scores, place: Place) -> Scores:
-        """``(N,)`` in [-1, 0], high for clean: suspects, undecided images and others, by loss.
-
-        Args:
-            judged, outcome, place: as for :meth:`told`.
-        """
-        suspects, undecided = self.told(judged, outcome, place)
         loss = outcome[:, 0].astype(np.float64)
         share = loss / (1 + loss)
         suspicion = np.select(
-            [undecided, suspects],
+            [undecided, listed],
             [-UNDECIDED + share * (UNDECIDED - SUSPECT), -SUSPECT + share * (1 + SUSPECT)],
             share * -UNDECIDED,
         )

@@ -1,6 +1,8 @@
 """The decisions of Sieve, against a split and outcomes that are given."""
 
 import json
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import pytest
@@ -45,6 +47,12 @@ def _outcome(changes: dict[int, int] | None = None) -> np.ndarray:
         outcome[image] = 4.0, label
     outcome[-1] = np.nan
     return outcome
+
+
+def _found(
+    sieve: Sieve, judged: Mapping[str, Any], outcome: np.ndarray, place: Place
+) -> dict[str, Any]:
+    return sieve.found(judged, outcome, sieve.ranking(judged, outcome, place))
 
 
 def _place(ids: np.ndarray, labels: np.ndarray | None = None) -> Place:
@@ -379,7 +387,7 @@ def test_without_a_trigger_in_common_many_suspects_are_mislabelled() -> None:
         features = _triggered(*(clusters if triggered else []), shown=shown)
         sieve.activations = lambda features=features: features
         judged = sieve.judged_again(outcome, place).facts
-        found = sieve.found(judged, outcome, place)
+        found = _found(sieve, judged, outcome, place)
         assert found["found"] == triggered
         assert found["labels"] == ([0, 1, 2, 3] if triggered else [])
         assert found["mislabelled"] == ([] if triggered else [0, 1, 2, 3])
@@ -388,9 +396,10 @@ def test_without_a_trigger_in_common_many_suspects_are_mislabelled() -> None:
     few = _outcome(_others(*range(100, 130)))
     place = _place(np.setdiff1d(np.arange(599), range(100, 130)))
     judged = sieve.judged_again(few, place).facts
-    found = sieve.found(judged, few, place)
+    found = _found(sieve, judged, few, place)
     assert (found["labels"], found["kept"]) == ([1], 0)
-    assert sieve.found(judged, _outcome(_others(*range(100, 124))), place)["kept"] == 0.2
+    fewer = _outcome(_others(*range(100, 124)))
+    assert _found(sieve, judged, fewer, place)["kept"] == 0.2
 
 
 def test_no_second_look_where_that_is_switched_off(monkeypatch: pytest.MonkeyPatch) -> None:
