@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pbe_fast.erase._clusters import two_gaussians
+from pbe_fast.erase._clusters import first_component, two_gaussians
 from pbe_fast.erase.split import ClassSplit, Split, look_again, split_classes, swollen_classes
 from tests.erase._activations import WIDTH, activations, whitened
 
@@ -35,6 +35,14 @@ def test_one_poisoned_class_is_found_however_much_of_it_is_poisoned(seed: int, c
     assert not small[~here].any()
     same = (small == truth)[here].mean()
     assert max(same, 1 - same) > 0.98
+
+
+@pytest.mark.parametrize("shape", [(60, 20), (20, 60)])
+def test_the_first_component_is_that_of_largest_variance(shape: tuple[int, int]) -> None:
+    z = np.random.default_rng(0).normal(size=shape) * np.linspace(1, 3, shape[1])
+    along = first_component(z)
+    left = np.linalg.svd(z - z.mean(0))[0][:, 0]
+    assert abs(along @ left) == pytest.approx(np.linalg.norm(along))
 
 
 def test_poison_in_every_class_is_found() -> None:
