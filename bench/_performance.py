@@ -192,6 +192,23 @@ def bookkeeping_table() -> str:
     return f"{_machine(content)}\n\n{table([*heads, '>peak MiB', '>of it libraries'], lines)}"
 
 
+def decisions_table() -> str:
+    """What Sieve's decisions cost."""
+    content = _content("decisions")
+    if content is None:
+        return _missing("Sieve's decisions")
+    heads = [">images", ">classes", "trigger", ">split, s", *(f">round {i}, s" for i in range(3))]
+    lines = [
+        [*(f"{row[key]:,}" for key in ("samples", "classes")), row["mode"].replace("_", "-"),
+         *(f"{value:,.0f}" for value in row["seconds"].values()),
+         f"{sum(row['core_seconds'].values()):,.0f}", f"{row['activations_mib']:,.0f}",
+         f"{row['mib']:,.0f}"]
+        for row in content["runs"]
+    ]  # fmt: skip
+    heads += [">all, s of a core", ">activations, MiB", ">peak MiB"]
+    return f"{_machine(content)}\n\n{table(heads, lines)}"
+
+
 def scaling_table(device: str) -> Callable[[], str]:
     """Throughput by the number of workers."""
 
@@ -223,6 +240,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "sizes-cuda": sizes_table("cuda"),
     "kernels": kernels_table,
     "bookkeeping": bookkeeping_table,
+    "decisions": decisions_table,
     "scaling-cpu": scaling_table("cpu"),
     "scaling-cuda": scaling_table("cuda"),
 }

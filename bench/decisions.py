@@ -13,7 +13,6 @@ of the size of a class' activations, a class at a time, and eigenvectors.
 
 import argparse
 import json
-import os
 import resource
 import subprocess
 import sys
@@ -143,8 +142,7 @@ def main() -> None:
                 sys.exit(1)
             rows.append(json.loads(done.stdout.splitlines()[-1]))
             print(rows[-1], flush=True)
-    cores = len(os.sched_getaffinity(0))
-    write_json(options.out, {**facts("cpu"), "cores": cores, "runs": rows})
+    write_json(options.out, {**facts("cpu"), "runs": rows})
 
 
 if __name__ == "__main__":

@@ -501,6 +501,20 @@ class Sieve:
                     trusted |= cluster
         return trusted
 
+    def _unlearned(self, outcome: Scores) -> Mask:
+        """Clusters beside poisoned ones that a model takes for something else, but for few things.
+
+        Where a label mostly came with a trigger, it may never have been learned from what it means.
+        """
+        differs, unlearned = self._differs(outcome), np.zeros_like(self._known)
+        for split in self.split.classes:
+            one, other = self._clusters(split.label)
+            if self._diverse(outcome[one, 1]):
+                one, other = other, one
+            if self._diverse(outcome[other, 1]) and not self._diverse(outcome[one, 1]):
+                unlearned |= one & (differs[one].mean() > _DISAGREE)
+        return unlearned
+
     def kept(self, outcome: Scores, place: Place, poisoned: list[int]) -> float | None:
         """The share of the poisoned classes' suspects that a model gives the label they came with.
 
@@ -533,8 +547,9 @@ class Sieve:
 
         The first two were not trained with their labels. Undecided is what lies plainly in the
         trusted cluster of a poisoned class, where a model that is often wrong takes clean images
-        for something else, and of what waited what gets its label from the purified model: it is
-        clean, or part of the backdoor is left. Doubtful images that get their label are neither.
+        for something else, all of this cluster where it does so with most of them, and of what
+        waited what gets its label from the purified model: it is clean, or part of the backdoor is
+        left. Doubtful images that get their label are neither.
 
         Args:
             judged: the facts of the last verdict.
@@ -548,7 +563,7 @@ class Sieve:
         if "witnesses" in judged:  # who say more than the clusters do
             waited[:] = self.config.relabel  # without it nothing tells suspects from what waited
         else:
-            plain = self._trusted(left) & ~doubtful
+            plain = (self._trusted(left) & ~doubtful) | self._unlearned(outcome)
         waited[self._relabelled_ids(place)] = False
         undecided = listed & (plain | (waited & ~differs))
         loss = outcome[:, 0].astype(np.float64)

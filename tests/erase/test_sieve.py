@@ -657,6 +657,26 @@ def test_images_that_lie_apart_in_the_trusted_cluster_of_a_poisoned_class_wait()
     assert np.flatnonzero(ranking <= SUSPECT).tolist() == poison
 
 
+@pytest.mark.parametrize(
+    ("misread", "shows", "listed"), [(31, (2,), 0), (30, (2,), 30), (32, (0, 2, 3, 4), 32)]
+)
+def test_a_cluster_that_was_never_learned_is_undecided(
+    misread: int, shows: tuple[int, ...], listed: int
+) -> None:
+    """Most of the 60 images beside the poisoned ones are taken for something else."""
+    sieve = _sieve({1: 0.4})
+    outcome = _outcome(
+        _others(*range(100, 140)) | {140 + i: shows[i % len(shows)] for i in range(misread)}
+    )
+    sieve.split.apart[140:200] = True
+    labels = outcome[:, 1]
+    place = _place(np.arange(599), labels[:599].astype(np.int32))
+    ranking = sieve.ranking({"poisoned": [1], "odd": []}, outcome, place)
+    assert np.flatnonzero(ranking <= SUSPECT).tolist() == [*range(100, 140 + listed)]
+    undecided = (ranking <= UNDECIDED) & (ranking > SUSPECT)
+    assert undecided.sum() == misread - listed
+
+
 def test_what_waited_and_gets_its_label_is_undecided() -> None:
     """Suspects lie below it, the others above."""
     sieve = _sieve({1: 0.3, 2: 0.1})
