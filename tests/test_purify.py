@@ -177,7 +177,7 @@ def test_sieve_says_what_it_found(undisturbed: Callable[[str], Path]) -> None:
     poisoned, odd = second["poisoned"], second["odd"]
     assert metrics["backdoor"] == {
         "found": bool(poisoned), "labels": poisoned, "odd": odd, "judged": True,
-        "mislabelled": [],
+        "mislabelled": [], "unlearned": [],
     }  # fmt: skip
     assert kept is None or (poisoned and 0 <= kept <= 1)
     table = pq.read_table(undisturbed("sieve") / "suspects.parquet")

@@ -501,14 +501,15 @@ class Sieve:
                     trusted |= cluster
         return trusted
 
-    def _unlearned(self, outcome: Scores) -> Mask:
+    def _unlearned(self, judged: Mapping[str, Any], outcome: Scores) -> Mask:
         """Clusters beside poisoned ones that a model takes for something else, but for few things.
 
         Where a label mostly came with a trigger, it may never have been learned from what it means.
         """
         differs, unlearned = self._differs(outcome), np.zeros_like(self._known)
-        for split in self.split.classes:
-            one, other = self._clusters(split.label)
+        apart = {split.label for split in self.split.classes} & {*judged["poisoned"]}
+        for label in apart if "witnesses" not in judged else ():  # which judge single images
+            one, other = self._clusters(label)
             if self._diverse(outcome[one, 1]):
                 one, other = other, one
             if self._diverse(outcome[other, 1]) and not self._diverse(outcome[one, 1]):
@@ -539,6 +540,7 @@ class Sieve:
         return {
             "found": bool(poisoned), "labels": poisoned, "mislabelled": classes if noise else [],
             "odd": judged["odd"], "judged": self.can_judge(),
+            "unlearned": np.unique(self.labels[self._unlearned(judged, outcome)]).tolist(),
             "kept": float((~self._differs(outcome))[suspects].mean()) if suspects.any() else None,
         }  # fmt: skip
 
@@ -563,7 +565,7 @@ class Sieve:
         if "witnesses" in judged:  # who say more than the clusters do
             waited[:] = self.config.relabel  # without it nothing tells suspects from what waited
         else:
-            plain = (self._trusted(left) & ~doubtful) | self._unlearned(outcome)
+            plain = (self._trusted(left) & ~doubtful) | self._unlearned(judged, outcome)
         waited[self._relabelled_ids(place)] = False
         undecided = listed & (plain | (waited & ~differs))
         loss = outcome[:, 0].astype(np.float64)

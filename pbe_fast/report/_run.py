@@ -88,7 +88,9 @@ class BackdoorMetrics(Record):
 
     ``kept`` is the share of suspects that the purified model gives the label they came with, and
     ``odd`` are classes in which some images may be mislabelled, ``mislabelled`` those of label
-    noise. ``judged`` is false where there were too few classes or images to find a backdoor.
+    noise, ``unlearned`` poisoned ones of which the purified model takes most of what seems clean
+    for something else. ``judged`` is false where there were too few classes or images to find a
+    backdoor.
     """
 
     found: bool
@@ -96,6 +98,7 @@ class BackdoorMetrics(Record):
     kept: MaybeFraction = None
     odd: tuple[Count, ...] = ()
     mislabelled: tuple[Count, ...] = ()
+    unlearned: tuple[Count, ...] = ()
     judged: bool = True
 
 

@@ -113,6 +113,12 @@ def backdoor_words(metrics: Metrics, classes: Sequence[str] = ()) -> str | None:
     if found.kept is not None:
         said += f" The purified model gives {percent(found.kept)} of them the label they came with"
         said += ": part of the backdoor may be left." if found.kept > KEPT else "."
+    if found.unlearned:
+        where = _classes(found.unlearned, classes)
+        said += (
+            f" The purified model has not learned {where}. Most of what seems clean there it takes "
+            "for something else: fine-tune it on clean images."
+        )
     if found.mislabelled:
         where = _classes(found.mislabelled, classes)
         said += (

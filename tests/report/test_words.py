@@ -171,6 +171,10 @@ def test_attack_on_one_line() -> None:
             "gives 2.1\xa0% of them the label they came with.",
         ),
         ({"found": True, "labels": [3], "kept": 0.051}, "part of the backdoor may be left."),
+        (
+            {"found": True, "labels": [3], "unlearned": [3]},
+            "has not learned class 3. Most of what seems clean there",
+        ),
         ({"found": True, "labels": list(range(43))}, "in 43 classes: 0, 1, 2"),
     ],
 )
