@@ -132,7 +132,7 @@ def purify(
         if sieve is not None and scores is not None:
             judged = next(facts for facts in reversed(worker.rounds) if "odd" in facts)
             ranking = sieve.ranking(judged, scores, place)
-            metrics["backdoor"] = sieve.found(judged, scores, ranking)
+            metrics["backdoor"] = sieve.found(judged, scores, place, ranking)
             scores = ranking
         if scores is not None and sets.train is not None:
             write_suspects(out / SUSPECTS_NAME, sets.train.manifest, scores, sets.truth)

@@ -36,14 +36,17 @@ is trusted:
    ones and is of more than a few images, or got them from the model of round 0, or if that is so
    in many classes; a single cluster with one other label may be photographs of something rare, and
    stays away. In a poisoned class an image that this model takes for something else becomes
-   suspect, too. Where many classes are poisoned, it is the witnesses instead that judge each image,
-   of which the third is now this model. Where what the suspects of many classes have beside what
-   they show has no direction in common, there is no trigger: their labels are wrong.
+   suspect, too, unless it takes most of the trusted cluster for a class or two: then it has not
+   learned the class, and what lies plainly there stays trusted. Where many classes are poisoned, it
+   is the witnesses instead that judge each image, of which the third is now this model. Where what
+   the suspects of many classes have beside what they show has no direction in common, there is no
+   trigger: their labels are wrong.
 6. *Round 2* goes on with the labels of that verdict. A suspect that the model of round 1 takes for
    what it is labelled is left out, unless it is known which class the trigger leads to that label.
 7. *More rounds.* Suspects that are taken for what they are labelled show that the backdoor is
    still there, and need neither the trigger nor clean images for it. While they are more than a
-   few, there is another such verdict and another round like round 2, twice at most.
+   few, or a class is not learned, there is another such verdict and another round like round 2,
+   twice at most.
 """
 
 from collections.abc import Callable, Mapping
@@ -313,6 +316,12 @@ class Sieve:
         facts: dict[str, Any] = {"odd": odd}
         waiting = left & np.isin(self.labels, odd)
         if not many:
+            own = self._own_clusters(place)
+            unlearned = [k for k in self._unlearned(outcome, place) if k in poisoned]
+            for label in unlearned:
+                suspects &= ~own[label]
+                waiting |= own[label] & (self._between | self.split.apart)
+            facts["unlearned"] = unlearned
             return self._selection(suspects, waiting, outcome[:, 1], **facts, poisoned=poisoned)
         space = self._space()
         again = self._look_again(space, outcome)
@@ -385,10 +394,14 @@ class Sieve:
         }
 
     def judged_more(self, outcome: Scores, place: Place) -> Selection | None:
-        """After round 2 and later: once more, or None where the backdoor is gone."""
+        """After round 2 and later: once more, or None where the backdoor is gone.
+
+        Or once more where a class has not been learned yet.
+        """
         before = self._relabelled(place)
         kept = self.kept(outcome, place, before)
-        if kept is None or kept <= KEPT:
+        unlearned = self._unlearned(outcome, place) and not self._many(len(before))
+        if (kept is None or kept <= KEPT) and not unlearned:
             return None
         return self._judged_by_class(outcome, place, before)
 
@@ -501,19 +514,30 @@ class Sieve:
                     trusted |= cluster
         return trusted
 
-    def _unlearned(self, judged: Mapping[str, Any], outcome: Scores) -> Mask:
-        """Clusters beside poisoned ones that a model takes for something else, but for few things.
+    def _own_clusters(self, place: Place) -> dict[int, Mask]:
+        """Of classes of which most of one cluster was trained with other labels, the other one."""
+        relabelled = np.zeros_like(self._known)
+        relabelled[self._relabelled_ids(place)] = True
+        own = {}
+        for label in (split.label for split in self.split.classes):
+            shares = {float(relabelled[c].mean()): c for c in self._clusters(label)}
+            if min(shares) <= _DISAGREE < max(shares):
+                own[label] = shares[min(shares)]
+        return own
 
-        Where a label mostly came with a trigger, it may never have been learned from what it means.
+    def _unlearned(self, outcome: Scores, place: Place) -> list[int]:
+        """Poisoned classes of which a model takes most of their own cluster for a class or two.
+
+        Where a label mostly came with a trigger, what it means may hardly have been learned. Then
+        this model does not tell which images of the cluster are clean; but triggered ones, if there
+        are any, are few, as they would show many classes.
         """
-        differs, unlearned = self._differs(outcome), np.zeros_like(self._known)
-        apart = {split.label for split in self.split.classes} & {*judged["poisoned"]}
-        for label in apart if "witnesses" not in judged else ():  # which judge single images
-            one, other = self._clusters(label)
-            if self._diverse(outcome[one, 1]):
-                one, other = other, one
-            if self._diverse(outcome[other, 1]) and not self._diverse(outcome[one, 1]):
-                unlearned |= one & (differs[one].mean() > _DISAGREE)
+        unlearned = []
+        for label, own in self._own_clusters(place).items():
+            seen = outcome[own & self._differs(outcome), 1]
+            enough = len(seen) >= _TELLING and len(seen) > _DISAGREE * own.sum()
+            if enough and not self._diverse(seen):
+                unlearned.append(label)
         return unlearned
 
     def kept(self, outcome: Scores, place: Place, poisoned: list[int]) -> float | None:
@@ -526,12 +550,14 @@ class Sieve:
         suspects = left & ~self._doubtful(left) & np.isin(self.labels, poisoned)
         return float((outcome[:, 1] == self.labels)[suspects].mean()) if suspects.any() else None
 
-    def found(self, judged: Mapping[str, Any], outcome: Scores, ranking: Scores) -> dict[str, Any]:
+    def found(
+        self, judged: Mapping[str, Any], outcome: Scores, place: Place, ranking: Scores
+    ) -> dict[str, Any]:
         """What there is to say of a backdoor in the end.
 
         Args:
             judged: the facts of the last verdict.
-            outcome: after the last round.
+            outcome, place: after the last round.
             ranking: of :meth:`ranking`.
         """
         classes, noise = judged["poisoned"], judged.get("trigger") is False
@@ -540,7 +566,7 @@ class Sieve:
         return {
             "found": bool(poisoned), "labels": poisoned, "mislabelled": classes if noise else [],
             "odd": judged["odd"], "judged": self.can_judge(),
-            "unlearned": np.unique(self.labels[self._unlearned(judged, outcome)]).tolist(),
+            "unlearned": [] if "witnesses" in judged else self._unlearned(outcome, place),
             "kept": float((~self._differs(outcome))[suspects].mean()) if suspects.any() else None,
         }  # fmt: skip
 
@@ -549,9 +575,9 @@ class Sieve:
 
         The first two were not trained with their labels. Undecided is what lies plainly in the
         trusted cluster of a poisoned class, where a model that is often wrong takes clean images
-        for something else, all of this cluster where it does so with most of them, and of what
-        waited what gets its label from the purified model: it is clean, or part of the backdoor is
-        left. Doubtful images that get their label are neither.
+        for something else, all of this cluster where the class was not learned at that verdict,
+        and of what waited what gets its label from the purified model: it is clean, or part of the
+        backdoor is left. Doubtful images that get their label are neither.
 
         Args:
             judged: the facts of the last verdict.
@@ -565,7 +591,9 @@ class Sieve:
         if "witnesses" in judged:  # who say more than the clusters do
             waited[:] = self.config.relabel  # without it nothing tells suspects from what waited
         else:
-            plain = (self._trusted(left) & ~doubtful) | self._unlearned(judged, outcome)
+            plain = self._trusted(left) & ~doubtful
+            for label in judged.get("unlearned", ()):
+                plain |= self._own_clusters(place).get(label, False)
         waited[self._relabelled_ids(place)] = False
         undecided = listed & (plain | (waited & ~differs))
         loss = outcome[:, 0].astype(np.float64)

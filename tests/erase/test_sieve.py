@@ -52,7 +52,7 @@ def _outcome(changes: dict[int, int] | None = None) -> np.ndarray:
 def _found(
     sieve: Sieve, judged: Mapping[str, Any], outcome: np.ndarray, place: Place
 ) -> dict[str, Any]:
-    return sieve.found(judged, outcome, sieve.ranking(judged, outcome, place))
+    return sieve.found(judged, outcome, place, sieve.ranking(judged, outcome, place))
 
 
 def _place(ids: np.ndarray, labels: np.ndarray | None = None) -> Place:
@@ -463,7 +463,7 @@ def test_a_better_model_judges_again() -> None:
     chosen = sieve.judged_again(outcome, _place(trusted))
     assert chosen.labels is not None
     counts = {"suspects": 31, "relabelled": 29, "waiting": 0}
-    assert chosen.facts == {"poisoned": [1], "odd": [], **counts}
+    assert chosen.facts == {"poisoned": [1], "odd": [], "unlearned": [], **counts}
     assert np.setdiff1d(np.arange(599), chosen.ids).tolist() == [128, 129]
     changed = np.isin(chosen.ids, [*range(100, 128), 150])
     assert chosen.labels[changed].tolist() == [seen[i] for i in (*range(100, 128), 150)]
@@ -565,7 +565,7 @@ def test_a_cluster_with_one_other_label_stays_away_and_is_no_backdoor() -> None:
     outcome = _outcome(dict.fromkeys([*range(100, 110), 150], 5))
     chosen = sieve.judged_again(outcome, _place(trusted))
     counts = {"suspects": 0, "relabelled": 0, "waiting": 10}
-    assert chosen.facts == {"poisoned": [], "odd": [1], **counts}
+    assert chosen.facts == {"poisoned": [], "odd": [1], "unlearned": [], **counts}
     assert np.array_equal(chosen.ids, trusted)
 
 
@@ -658,25 +658,45 @@ def test_images_that_lie_apart_in_the_trusted_cluster_of_a_poisoned_class_wait()
 
 
 @pytest.mark.parametrize(
-    ("misread", "shows", "listed"), [(31, (2,), 0), (30, (2,), 30), (32, (0, 2, 3, 4), 32)]
+    ("misread", "shows", "learned"), [(31, (2,), False), (30, (2,), True), (32, (0, 2, 3, 4), True)]
 )
-def test_a_cluster_that_was_never_learned_is_undecided(
-    misread: int, shows: tuple[int, ...], listed: int
+def test_a_poisoned_class_that_was_not_learned_is_not_given_away(
+    misread: int, shows: tuple[int, ...], learned: bool
 ) -> None:
-    """Most of the 60 images beside the poisoned ones are taken for something else."""
+    """Else its own images are trained as the class that they look like, and it is lost."""
     sieve = _sieve({1: 0.4})
-    outcome = _outcome(
-        _others(*range(100, 140)) | {140 + i: shows[i % len(shows)] for i in range(misread)}
-    )
-    sieve.split.apart[140:200] = True
-    labels = outcome[:, 1]
-    place = _place(np.arange(599), labels[:599].astype(np.int32))
-    judged = {"poisoned": [1], "odd": []}
-    assert _found(sieve, judged, outcome, place)["unlearned"] == [1] * (not listed)
-    ranking = sieve.ranking(judged, outcome, place)
-    assert np.flatnonzero(ranking <= SUSPECT).tolist() == [*range(100, 140 + listed)]
+    sieve.split.apart[140:150] = True
+    poison = _others(*range(100, 140))
+    labels = LABELS.copy()
+    labels[100:140] = list(poison.values())
+    first = np.setdiff1d(np.arange(599), range(140, 150))
+    place = _place(first, labels[first])
+    outcome = _outcome(poison | {145 + i: shows[i % len(shows)] for i in range(misread)})
+    chosen = sieve.judged_again(outcome, place)
+    assert (chosen.facts["poisoned"], chosen.facts["unlearned"]) == ([1], [] if learned else [1])
+    assert chosen.labels is not None
+    trained = np.zeros(600, bool)
+    trained[chosen.ids[chosen.labels == LABELS[chosen.ids]]] = True
+    assert np.flatnonzero(~trained[140:200]).tolist() == list(range(5 + misread if learned else 10))
+
+    last = _place(chosen.ids, chosen.labels)
+    ranking = sieve.ranking(chosen.facts, outcome, last)
+    listed = [*poison, *(range(140, 145 + misread) if learned else ())]
+    assert np.flatnonzero(ranking <= SUSPECT).tolist() == listed
     undecided = (ranking <= UNDECIDED) & (ranking > SUSPECT)
-    assert undecided.sum() == misread - listed
+    assert np.flatnonzero(undecided).tolist() == ([] if learned else list(range(145, 150)))
+    assert _found(sieve, chosen.facts, outcome, last)["unlearned"] == [1] * (not learned)
+
+
+def test_there_is_another_round_while_a_poisoned_class_is_not_learned() -> None:
+    sieve = _sieve({1: 0.4})
+    poison = _others(*range(100, 140))
+    labels = LABELS.copy()
+    labels[100:140] = list(poison.values())
+    place = _place(np.arange(599), labels[:599])
+    for misread, again in ((30, False), (31, True)):
+        outcome = _outcome(poison | dict.fromkeys(range(140, 140 + misread), 2))
+        assert (sieve.judged_more(outcome, place) is not None) == again
 
 
 def test_what_waited_and_gets_its_label_is_undecided() -> None:
