@@ -188,7 +188,9 @@ class SieveConfig(SgdConfig):
     initial_lr: float = Field(0.1, gt=0, description="of round 0")
     adversarial_epochs: int = Field(1, ge=0, description="first epochs of round 0")
     more_rounds: int = Field(
-        2, ge=0, description="at most, while suspects get the labels they came with"
+        2,
+        ge=0,
+        description="at most, while suspects get their labels or a poisoned class is not learned",
     )
     split: bool = Field(True, description="false, for comparison: a random first subset")
     relabel: bool = Field(True, description="train suspects with the purified model's labels")

@@ -36,11 +36,11 @@ is trusted:
    ones and is of more than a few images, or got them from the model of round 0, or if that is so
    in many classes; a single cluster with one other label may be photographs of something rare, and
    stays away. In a poisoned class an image that this model takes for something else becomes
-   suspect, too, unless it takes most of the trusted cluster for a class or two: then it has not
-   learned the class, and what lies plainly there stays trusted. Where many classes are poisoned, it
-   is the witnesses instead that judge each image, of which the third is now this model. Where what
-   the suspects of many classes have beside what they show has no direction in common, there is no
-   trigger: their labels are wrong.
+   suspect, too, unless it takes most of the trusted cluster for one other class: then it has not
+   learned the class, and what it takes for that one stays trusted, or waits. Where many classes are
+   poisoned, it is the witnesses instead that judge each image, of which the third is now this
+   model. Where what the suspects of many classes have beside what they show has no direction in
+   common, there is no trigger: their labels are wrong.
 6. *Round 2* goes on with the labels of that verdict. A suspect that the model of round 1 takes for
    what it is labelled is left out, unless it is known which class the trigger leads to that label.
 7. *More rounds.* Suspects that are taken for what they are labelled show that the backdoor is
@@ -49,7 +49,7 @@ is trusted:
    twice at most.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -90,6 +90,8 @@ _MANY_POISONED = 1 / 3  # of all classes: then there is a trigger for every labe
 # third of GTSRB, and at least 0.32 with triggers for every label of drawn signs.
 _ELSEWHERE = 0.2
 _LEAST = 20  # images of a class in round 0, where it has so many
+# As many images of one class as a poisoned cluster has, and there must be another reason.
+_TIMES = 2.0
 _DISAGREE = 0.5  # of a cluster, with its label, to be poisoned
 _MORE = 0.3  # than of the other cluster, which may only be badly learned
 _DIVERSE = 1.5  # times as many labels, effectively
@@ -316,12 +318,11 @@ class Sieve:
         facts: dict[str, Any] = {"odd": odd}
         waiting = left & np.isin(self.labels, odd)
         if not many:
-            own = self._own_clusters(place)
-            unlearned = [k for k in self._unlearned(outcome, place) if k in poisoned]
-            for label in unlearned:
-                suspects &= ~own[label]
-                waiting |= own[label] & (self._between | self.split.apart)
-            facts["unlearned"] = unlearned
+            unlearned = self._unlearned(poisoned, outcome, place)
+            for alike in unlearned.values():
+                suspects &= ~alike
+                waiting |= alike & (self._between | self.split.apart)
+            facts["unlearned"] = sorted(unlearned)
             return self._selection(suspects, waiting, outcome[:, 1], **facts, poisoned=poisoned)
         space = self._space()
         again = self._look_again(space, outcome)
@@ -400,7 +401,7 @@ class Sieve:
         """
         before = self._relabelled(place)
         kept = self.kept(outcome, place, before)
-        unlearned = self._unlearned(outcome, place) and not self._many(len(before))
+        unlearned = not self._many(len(before)) and self._unlearned(before, outcome, place)
         if (kept is None or kept <= KEPT) and not unlearned:
             return None
         return self._judged_by_class(outcome, place, before)
@@ -514,30 +515,35 @@ class Sieve:
                     trusted |= cluster
         return trusted
 
-    def _own_clusters(self, place: Place) -> dict[int, Mask]:
-        """Of classes of which most of one cluster was trained with other labels, the other one."""
-        relabelled = np.zeros_like(self._known)
-        relabelled[self._relabelled_ids(place)] = True
-        own = {}
+    def _sides(self, left: Mask) -> dict[int, tuple[Mask, Mask]]:
+        """Of classes of one cluster of which far more is left out, the other one and it."""
+        sides = {}
         for label in (split.label for split in self.split.classes):
-            shares = {float(relabelled[c].mean()): c for c in self._clusters(label)}
-            if min(shares) <= _DISAGREE < max(shares):
-                own[label] = shares[min(shares)]
-        return own
+            shares = {float(left[cluster].mean()): cluster for cluster in self._clusters(label)}
+            if max(shares) - min(shares) > _MORE:
+                sides[label] = shares[min(shares)], shares[max(shares)]
+        return sides
 
-    def _unlearned(self, outcome: Scores, place: Place) -> list[int]:
-        """Poisoned classes of which a model takes most of their own cluster for a class or two.
+    def _unlearned(
+        self, poisoned: Collection[int], outcome: Scores, place: Place
+    ) -> dict[int, Mask]:
+        """Poisoned classes whose own cluster a model mostly takes for one other class: which of it.
 
-        Where a label mostly came with a trigger, what it means may hardly have been learned. Then
-        this model does not tell which images of the cluster are clean; but triggered ones, if there
-        are any, are few, as they would show many classes.
+        Where a label mostly came with a trigger, what it means may hardly have been learned. Such a
+        model does not tell which of these images are clean; but a trigger would not have brought so
+        many of one class, by what there is of each in the poisoned cluster.
         """
-        unlearned = []
-        for label, own in self._own_clusters(place).items():
-            seen = outcome[own & self._differs(outcome), 1]
-            enough = len(seen) >= _TELLING and len(seen) > _DISAGREE * own.sum()
-            if enough and not self._diverse(seen):
-                unlearned.append(label)
+        differs, unlearned = self._differs(outcome), {}
+        sides = self._sides(self.untrusted(place))
+        for label in sides.keys() & {*poisoned}:
+            own, other = sides[label]
+            seen, brought = (
+                np.bincount(outcome[cluster & differs, 1].astype(np.int64), minlength=1)
+                for cluster in (own, other)
+            )
+            least = max(_TELLING, _DISAGREE * own.sum(), _TIMES * brought.max())
+            if brought.sum() > _DISAGREE * other.sum() and seen.max() > least:
+                unlearned[label] = own & (outcome[:, 1] == seen.argmax())
         return unlearned
 
     def kept(self, outcome: Scores, place: Place, poisoned: list[int]) -> float | None:
@@ -566,7 +572,7 @@ class Sieve:
         return {
             "found": bool(poisoned), "labels": poisoned, "mislabelled": classes if noise else [],
             "odd": judged["odd"], "judged": self.can_judge(),
-            "unlearned": [] if "witnesses" in judged else self._unlearned(outcome, place),
+            "unlearned": sorted(self._unlearned(poisoned, outcome, place)),
             "kept": float((~self._differs(outcome))[suspects].mean()) if suspects.any() else None,
         }  # fmt: skip
 
@@ -575,9 +581,9 @@ class Sieve:
 
         The first two were not trained with their labels. Undecided is what lies plainly in the
         trusted cluster of a poisoned class, where a model that is often wrong takes clean images
-        for something else, all of this cluster where the class was not learned at that verdict,
-        and of what waited what gets its label from the purified model: it is clean, or part of the
-        backdoor is left. Doubtful images that get their label are neither.
+        for something else, what waited there as the class was not learned, and of what else waited
+        what gets its label from the purified model: it is clean, or part of the backdoor is left.
+        Doubtful images that get their label are neither.
 
         Args:
             judged: the facts of the last verdict.
@@ -587,15 +593,16 @@ class Sieve:
         doubtful = self._doubtful(left)
         listed = left & (differs | ~doubtful)
         waited = np.isin(self.labels, judged["odd"])
-        plain = np.zeros_like(left)
+        plain, relabelled = np.zeros((2, len(left)), bool)
+        relabelled[self._relabelled_ids(place)] = True
         if "witnesses" in judged:  # who say more than the clusters do
             waited[:] = self.config.relabel  # without it nothing tells suspects from what waited
         else:
             plain = self._trusted(left) & ~doubtful
-            for label in judged.get("unlearned", ()):
-                plain |= self._own_clusters(place).get(label, False)
-        waited[self._relabelled_ids(place)] = False
-        undecided = listed & (plain | (waited & ~differs))
+            sides = self._sides(left)
+            for label in sides.keys() & judged.get("unlearned", ()):
+                plain |= sides[label][0] & ~relabelled
+        undecided = listed & (plain | (waited & ~relabelled & ~differs))
         loss = outcome[:, 0].astype(np.float64)
         share = loss / (1 + loss)
         suspicion = np.select(

@@ -657,46 +657,62 @@ def test_images_that_lie_apart_in_the_trusted_cluster_of_a_poisoned_class_wait()
     assert np.flatnonzero(ranking <= SUSPECT).tolist() == poison
 
 
-@pytest.mark.parametrize(
-    ("misread", "shows", "learned"), [(31, (2,), False), (30, (2,), True), (32, (0, 2, 3, 4), True)]
-)
-def test_a_poisoned_class_that_was_not_learned_is_not_given_away(
-    misread: int, shows: tuple[int, ...], learned: bool
-) -> None:
-    """Else its own images are trained as the class that they look like, and it is lost."""
+def _hardly_learned(misread: Mapping[int, int]) -> tuple[Sieve, Place, np.ndarray]:
+    """Of class 1 the first 40 images are poisoned, 140 to 149 lie apart, and 150 is in between."""
     sieve = _sieve({1: 0.4})
-    sieve.split.apart[140:150] = True
+    split = sieve.split
+    split.apart[140:150] = True
+    split.log_odds[150] = -2
+    sieve = Sieve(LABELS, CLASSES, split, _activations, SieveConfig(), seed=0)
     poison = _others(*range(100, 140))
     labels = LABELS.copy()
     labels[100:140] = list(poison.values())
-    first = np.setdiff1d(np.arange(599), range(140, 150))
-    place = _place(first, labels[first])
-    outcome = _outcome(poison | {145 + i: shows[i % len(shows)] for i in range(misread)})
+    first = np.setdiff1d(np.arange(599), range(140, 151))
+    return sieve, _place(first, labels[first]), _outcome({**poison, **misread})
+
+
+def test_a_poisoned_class_that_was_not_learned_is_not_given_away() -> None:
+    """Else its own images are trained as the class that they look like, and it is lost."""
+    alike, others = range(145, 176), range(180, 188)  # the latter may well be triggered
+    sieve, place, outcome = _hardly_learned(dict.fromkeys(alike, 2) | dict.fromkeys(others, 3))
     chosen = sieve.judged_again(outcome, place)
-    assert (chosen.facts["poisoned"], chosen.facts["unlearned"]) == ([1], [] if learned else [1])
+    assert (chosen.facts["poisoned"], chosen.facts["unlearned"]) == ([1], [1])
     assert chosen.labels is not None
-    trained = np.zeros(600, bool)
-    trained[chosen.ids[chosen.labels == LABELS[chosen.ids]]] = True
-    assert np.flatnonzero(~trained[140:200]).tolist() == list(range(5 + misread if learned else 10))
+    assert np.setdiff1d(np.arange(599), chosen.ids).tolist() == list(range(140, 151))
+    relabelled = chosen.ids[chosen.labels != LABELS[chosen.ids]]
+    assert relabelled.tolist() == [*range(100, 140), *others]
 
     last = _place(chosen.ids, chosen.labels)
     ranking = sieve.ranking(chosen.facts, outcome, last)
-    listed = [*poison, *(range(140, 145 + misread) if learned else ())]
-    assert np.flatnonzero(ranking <= SUSPECT).tolist() == listed
+    assert np.flatnonzero(ranking <= SUSPECT).tolist() == list(range(100, 140))
     undecided = (ranking <= UNDECIDED) & (ranking > SUSPECT)
-    assert np.flatnonzero(undecided).tolist() == ([] if learned else list(range(145, 150)))
-    assert _found(sieve, chosen.facts, outcome, last)["unlearned"] == [1] * (not learned)
+    assert np.flatnonzero(undecided).tolist() == [*range(145, 151), *others]
+    assert _found(sieve, chosen.facts, outcome, last)["unlearned"] == [1]
+    # It is judged once more, until it is learned.
+    again = sieve.judged_more(outcome, last)
+    assert again is not None
+    assert again.facts["unlearned"] == [1]
+    learned = _outcome(_others(*range(100, 140)) | dict.fromkeys(others, 3))
+    assert sieve.judged_more(learned, last) is None
 
 
-def test_there_is_another_round_while_a_poisoned_class_is_not_learned() -> None:
-    sieve = _sieve({1: 0.4})
-    poison = _others(*range(100, 140))
-    labels = LABELS.copy()
-    labels[100:140] = list(poison.values())
-    place = _place(np.arange(599), labels[:599])
-    for misread, again in ((30, False), (31, True)):
-        outcome = _outcome(poison | dict.fromkeys(range(140, 140 + misread), 2))
-        assert (sieve.judged_more(outcome, place) is not None) == again
+@pytest.mark.parametrize(
+    "misread",
+    [
+        dict.fromkeys(range(145, 175), 2),  # half of the 60
+        {image: 2 + image % 2 for image in range(145, 195)},  # two classes
+        # As many of class 2 as a trigger may have brought.
+        dict.fromkeys(range(145, 176), 2) | dict.fromkeys(range(100, 116), 2),
+    ],
+)
+def test_what_a_trigger_may_have_brought_is_suspect(misread: dict[int, int]) -> None:
+    sieve, place, outcome = _hardly_learned(misread)
+    chosen = sieve.judged_again(outcome, place)
+    assert (chosen.facts["poisoned"], chosen.facts["unlearned"]) == ([1], [])
+    suspects = sieve.untrusted(_place(chosen.ids, chosen.labels))
+    assert suspects[list(misread)].all()
+    last = _place(chosen.ids, chosen.labels)
+    assert _found(sieve, chosen.facts, outcome, last)["unlearned"] == []
 
 
 def test_what_waited_and_gets_its_label_is_undecided() -> None:
