@@ -37,10 +37,10 @@ is trusted:
    in many classes; a single cluster with one other label may be photographs of something rare, and
    stays away. In a poisoned class an image that this model takes for something else becomes
    suspect, too, unless it takes most of the trusted cluster for one other class: then it has not
-   learned the class, and what it takes for that one stays trusted, or waits. Where many classes are
-   poisoned, it is the witnesses instead that judge each image, of which the third is now this
-   model. Where what the suspects of many classes have beside what they show has no direction in
-   common, there is no trigger: their labels are wrong.
+   learned the class, and what it takes for a third one waits. Where many classes are poisoned, it
+   is the witnesses instead that judge each image, of which the third is now this model. Where what
+   the suspects of many classes have beside what they show has no direction in common, there is no
+   trigger: their labels are wrong.
 6. *Round 2* goes on with the labels of that verdict. A suspect that the model of round 1 takes for
    what it is labelled is left out, unless it is known which class the trigger leads to that label.
 7. *More rounds.* Suspects that are taken for what they are labelled show that the backdoor is
@@ -90,8 +90,7 @@ _MANY_POISONED = 1 / 3  # of all classes: then there is a trigger for every labe
 # third of GTSRB, and at least 0.32 with triggers for every label of drawn signs.
 _ELSEWHERE = 0.2
 _LEAST = 20  # images of a class in round 0, where it has so many
-# As many images of one class as a poisoned cluster has, and there must be another reason.
-_TIMES = 2.0
+_TIMES = 2.0  # as many images of a class as a trigger should have brought, and it was not that
 _DISAGREE = 0.5  # of a cluster, with its label, to be poisoned
 _MORE = 0.3  # than of the other cluster, which may only be badly learned
 _DIVERSE = 1.5  # times as many labels, effectively
@@ -319,9 +318,9 @@ class Sieve:
         waiting = left & np.isin(self.labels, odd)
         if not many:
             unlearned = self._unlearned(poisoned, outcome, place)
-            for alike in unlearned.values():
-                suspects &= ~alike
-                waiting |= alike & (self._between | self.split.apart)
+            for own, unsure in unlearned.values():
+                suspects &= ~own
+                waiting |= unsure
             facts["unlearned"] = sorted(unlearned)
             return self._selection(suspects, waiting, outcome[:, 1], **facts, poisoned=poisoned)
         space = self._space()
@@ -526,24 +525,25 @@ class Sieve:
 
     def _unlearned(
         self, poisoned: Collection[int], outcome: Scores, place: Place
-    ) -> dict[int, Mask]:
-        """Poisoned classes whose own cluster a model mostly takes for one other class: which of it.
+    ) -> dict[int, tuple[Mask, Mask]]:
+        """Poisoned classes that a model mostly takes for one other class: own cluster, what waits.
 
-        Where a label mostly came with a trigger, what it means may hardly have been learned. Such a
-        model does not tell which of these images are clean; but a trigger would not have brought so
-        many of one class, by what there is of each in the poisoned cluster.
+        Where a label mostly came with a trigger, what it means may hardly have been learned. Then
+        this model does not tell which images of the cluster are clean; but a trigger that is as
+        frequent in every class would not have brought so many of that one.
         """
         differs, unlearned = self._differs(outcome), {}
         sides = self._sides(self.untrusted(place))
         for label in sides.keys() & {*poisoned}:
             own, other = sides[label]
-            seen, brought = (
-                np.bincount(outcome[cluster & differs, 1].astype(np.int64), minlength=1)
-                for cluster in (own, other)
-            )
-            least = max(_TELLING, _DISAGREE * own.sum(), _TIMES * brought.max())
-            if brought.sum() > _DISAGREE * other.sum() and seen.max() > least:
-                unlearned[label] = own & (outcome[:, 1] == seen.argmax())
+            misread = own & differs
+            seen = np.bincount(outcome[misread, 1].astype(np.int64), minlength=1)
+            one = int(seen.argmax())
+            expected = other.sum() * (self.labels == one).sum() / (self.labels != label).sum()
+            least = max(_TELLING, _DISAGREE * misread.sum(), _TIMES * expected)
+            if misread.sum() > _DISAGREE * own.sum() and seen[one] > least:
+                unsure = self._between | self.split.apart | (differs & (outcome[:, 1] != one))
+                unlearned[label] = own, own & unsure
         return unlearned
 
     def kept(self, outcome: Scores, place: Place, poisoned: list[int]) -> float | None:

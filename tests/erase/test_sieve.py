@@ -673,14 +673,15 @@ def _hardly_learned(misread: Mapping[int, int]) -> tuple[Sieve, Place, np.ndarra
 
 def test_a_poisoned_class_that_was_not_learned_is_not_given_away() -> None:
     """Else its own images are trained as the class that they look like, and it is lost."""
-    alike, others = range(145, 176), range(180, 188)  # the latter may well be triggered
+    alike, others = range(145, 175), range(180, 188)  # the latter may well be triggered
     sieve, place, outcome = _hardly_learned(dict.fromkeys(alike, 2) | dict.fromkeys(others, 3))
     chosen = sieve.judged_again(outcome, place)
     assert (chosen.facts["poisoned"], chosen.facts["unlearned"]) == ([1], [1])
     assert chosen.labels is not None
-    assert np.setdiff1d(np.arange(599), chosen.ids).tolist() == list(range(140, 151))
+    waiting = [*range(140, 151), *others]
+    assert np.setdiff1d(np.arange(599), chosen.ids).tolist() == waiting
     relabelled = chosen.ids[chosen.labels != LABELS[chosen.ids]]
-    assert relabelled.tolist() == [*range(100, 140), *others]
+    assert relabelled.tolist() == list(range(100, 140))
 
     last = _place(chosen.ids, chosen.labels)
     ranking = sieve.ranking(chosen.facts, outcome, last)
@@ -697,21 +698,25 @@ def test_a_poisoned_class_that_was_not_learned_is_not_given_away() -> None:
 
 
 @pytest.mark.parametrize(
-    "misread",
+    ("misread", "sizes"),
     [
-        dict.fromkeys(range(145, 175), 2),  # half of the 60
-        {image: 2 + image % 2 for image in range(145, 195)},  # two classes
-        # As many of class 2 as a trigger may have brought.
-        dict.fromkeys(range(145, 176), 2) | dict.fromkeys(range(100, 116), 2),
+        (dict.fromkeys(range(145, 175), 2), {}),  # half of the 60
+        ({image: 2 + image % 2 for image in range(145, 195)}, {}),  # two classes
+        # Of a class that is as large as all others a trigger may have brought so many.
+        (dict.fromkeys(range(145, 176), 2), {2: 300}),
     ],
 )
-def test_what_a_trigger_may_have_brought_is_suspect(misread: dict[int, int]) -> None:
+def test_what_a_trigger_may_have_brought_is_suspect(
+    misread: dict[int, int], sizes: dict[int, int]
+) -> None:
     sieve, place, outcome = _hardly_learned(misread)
+    for label, size in sizes.items():  # at the cost of the others
+        sieve.labels[200 : 200 + size] = outcome[200 : 200 + size, 1] = label
     chosen = sieve.judged_again(outcome, place)
     assert (chosen.facts["poisoned"], chosen.facts["unlearned"]) == ([1], [])
-    suspects = sieve.untrusted(_place(chosen.ids, chosen.labels))
-    assert suspects[list(misread)].all()
+    assert chosen.labels is not None
     last = _place(chosen.ids, chosen.labels)
+    assert sieve.untrusted(last)[list(misread)].all()
     assert _found(sieve, chosen.facts, outcome, last)["unlearned"] == []
 
 
