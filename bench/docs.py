@@ -16,7 +16,8 @@ from typing import Any
 from pydantic import BaseModel
 
 from bench import _findings, _performance, _study, _theory
-from bench._study import NAMES, rows_of
+from bench._setup import rows_in
+from bench._study import NAMES
 from bench._tables import table
 from pbe_fast import FeaturesConfig, MineConfig, PoisonConfig, PurifyConfig, ScanConfig, TrainConfig
 
@@ -37,7 +38,7 @@ PLOTS = {
     ROOT / "docs" / "results.png": _study.plot,
 }
 RESULTS = ROOT / "bench" / "results" / "gtsrb_attacks.json"
-_SAME = 5e-4  # of ACC, of one model with another number of threads
+FIRST = ROOT / "bench" / "results" / "study_gtsrb_first.json"
 _BLOCK = re.compile(r"(<!-- begin (?P<name>[\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -65,13 +66,11 @@ def results_table() -> str:
     for title in ("PBE", "Sieve"):
         heads += [f"{title} ACC", f"{title} ASR", f"{title} AUROC"]
     lines = []
-    sieved = {row["case"]: row for row in rows_of("gtsrb") if row["method"] == "sieve"}
+    sieved = {row["case"]: row for row in rows_in(FIRST)}  # of the same models
     for name, title in NAMES.items():
         row = _cells().get(name, {})
         aft, pbe = (row.get(method, {}) for method in ("aft", "pbe"))
         sieve = sieved.get(f"{name}-all_to_one-0.1-0", {})
-        if sieve and abs(sieve["infected"]["acc"] - row["model"]["test"]["acc"]) > _SAME:
-            sieve = {}  # of another model
         sides = [row.get("model", {}).get("test", {}), *(x.get("purified", {}) for x in (aft, pbe))]
         areas = pbe.get("suspects", {}).get("auroc"), sieve.get("auroc")
         cells = [_percent(side.get(key)) for side in sides for key in ("acc", "asr")]
