@@ -2,6 +2,7 @@
 
 import json
 import platform
+import subprocess
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,11 +26,13 @@ from pipelines._console import progress_bars
 
 __all__ = [
     "MODELS",
+    "apart",
     "draw",
     "facts",
     "interleaved",
     "keep_rows",
     "merged",
+    "process_mib",
     "some",
     "trained",
     "write_json",
@@ -172,6 +175,27 @@ def facts(device: str) -> dict[str, Any]:
         **place,
         "versions": versions(),
     }
+
+
+def apart(module: str, *arguments: str) -> dict[str, Any]:
+    """The last line that a benchmark prints in a process of its own, and prints it."""
+    command = [sys.executable, "-m", module, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        print(done.stderr[-3000:])
+        sys.exit(1)
+    row: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    print(row, flush=True)
+    return row
+
+
+def process_mib(name: str) -> float:
+    """Of this process: its peak (``VmHWM``), or what is mapped from files now (``RssFile``).
+
+    ``ru_maxrss`` would begin with the peak of the process that started this one.
+    """
+    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(f"{name}:"))
 
 
 def _processor() -> str:

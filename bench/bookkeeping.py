@@ -11,8 +11,6 @@ that is left is bookkeeping. Each size runs in a process of its own, whose peak 
 import argparse
 import json
 import resource
-import subprocess
-import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -22,7 +20,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from bench._setup import facts, write_json
+from bench._setup import apart, facts, process_mib, write_json
 from pbe_fast import PurifyConfig, load_config, purify
 from pbe_fast._site import Hooks, Site
 from pbe_fast.data.manifest import MANIFEST_NAME, Manifest, Shard
@@ -136,14 +134,14 @@ def run_one(folder: Path, samples: int, workers: int) -> dict[str, Any]:
         {"model.checkpoint": checkpoint, "data.train": data},
     )
     with connected(FleetOptions(workers=workers)) as fleet:
-        before, mib_before = resource.getrusage(resource.RUSAGE_SELF), _mib("VmHWM")
+        before, mib_before = resource.getrusage(resource.RUSAGE_SELF), process_mib("VmHWM")
         began = time.perf_counter()
         metrics = purify(config, out, fleet=_Fleet(fleet.options))
         seconds = time.perf_counter() - began
         after, mib, of_files = (
             resource.getrusage(resource.RUSAGE_SELF),
-            _mib("VmHWM"),
-            _mib("RssFile"),
+            process_mib("VmHWM"),
+            process_mib("RssFile"),
         )
     manifest = Manifest.load(data)
     subset = np.arange(int(0.7 * samples), dtype=np.int64)
@@ -163,15 +161,6 @@ def run_one(folder: Path, samples: int, workers: int) -> dict[str, Any]:
     }
 
 
-def _mib(name: str) -> float:
-    """Of this process: its peak (``VmHWM``), or what is mapped from files now (``RssFile``).
-
-    ``ru_maxrss`` would begin with the peak of the process that started this one.
-    """
-    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
-    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(f"{name}:"))
-
-
 def main() -> None:
     """Parse the command line, measure, and keep the result."""
     parser = argparse.ArgumentParser(
@@ -189,14 +178,8 @@ def main() -> None:
     rows = []
     for size in options.sizes:
         make_set(options.folder / f"empty-{size}", size)  # here, as it takes memory
-        command = [sys.executable, "-m", "bench.bookkeeping", str(options.folder)]
-        command += ["--one", str(size), "--workers", str(options.workers)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode:
-            print(done.stderr[-3000:])
-            sys.exit(1)
-        rows.append(json.loads(done.stdout.splitlines()[-1]))
-        print(rows[-1], flush=True)
+        arguments = [str(options.folder), "--one", str(size), "--workers", str(options.workers)]
+        rows.append(apart("bench.bookkeeping", *arguments))
     write_json(options.out, {**facts("cpu"), "runs": rows})
 
 

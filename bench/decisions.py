@@ -13,9 +13,6 @@ of the size of a class' activations, a class at a time, and eigenvectors.
 
 import argparse
 import json
-import resource
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -24,7 +21,7 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from bench._setup import facts, write_json
+from bench._setup import apart, facts, process_mib, write_json
 from pbe_fast.config import SieveConfig
 from pbe_fast.erase import Place, Selection, Sieve
 from pbe_fast.erase.split import split_classes
@@ -85,7 +82,7 @@ def run_one(classes: int, mode: str) -> dict[str, Any]:
         seconds[name], cores[name] = time.perf_counter() - began, time.process_time() - used
         return result
 
-    before = _peak_mib()
+    before = process_mib("VmHWM")
     split = timed("split", lambda: split_classes(features, labels))
     sieve = Sieve(labels, classes, split, lambda: features, SieveConfig(), 0)
     place = Place(0, "score", sieve.first())
@@ -110,12 +107,8 @@ def run_one(classes: int, mode: str) -> dict[str, Any]:
         "core_seconds": cores,
         "activations_mib": features.nbytes / 2**20,
         "mib_before": before,
-        "mib": _peak_mib(),
+        "mib": process_mib("VmHWM"),
     }
-
-
-def _peak_mib() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def main() -> None:
@@ -134,14 +127,8 @@ def main() -> None:
     rows = []
     for classes in options.classes:
         for mode in options.modes:
-            command = [sys.executable, "-m", "bench.decisions", "--one"]
-            command += ["--classes", str(classes), "--modes", mode]
-            done = subprocess.run(command, capture_output=True, text=True, check=False)
-            if done.returncode:
-                print(done.stderr[-3000:])
-                sys.exit(1)
-            rows.append(json.loads(done.stdout.splitlines()[-1]))
-            print(rows[-1], flush=True)
+            arguments = ["--one", "--classes", str(classes), "--modes", mode]
+            rows.append(apart("bench.decisions", *arguments))
     write_json(options.out, {**facts("cpu"), "runs": rows})
 
 
