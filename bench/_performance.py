@@ -33,7 +33,8 @@ def _missing(what: str) -> str:
 
 def _machine(content: dict[str, Any]) -> str:
     versions = content["versions"]
-    place = content.get("gpu") or f"{content['processor']}, {content['threads']} threads"
+    threads = content.get("threads")
+    place = content.get("gpu") or f"{content['processor']}, {threads} thread{'s' * (threads != 1)}"
     return f"On: {place}; torch {versions['torch']}. `{content['command']}`"
 
 
