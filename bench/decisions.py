@@ -86,11 +86,10 @@ def run_one(classes: int, mode: str) -> dict[str, Any]:
     split = timed("split", lambda: split_classes(features, labels))
     sieve = Sieve(labels, classes, split, lambda: features, SieveConfig(), 0)
     place = Place(0, "score", sieve.first())
-    selection: Selection | None = None
     # The model of round 2 has the backdoor still, or there would be nothing to decide.
     for round_, judge in enumerate((sieve.judged, sieve.judged_again, sieve.judged_more)):
         outcome = drawn_outcome(labels, labels if round_ == 2 else truth, classes, round_)
-        selection = timed(f"round {round_}", lambda: judge(outcome, place))  # noqa: B023
+        selection: Selection | None = timed(f"round {round_}", lambda: judge(outcome, place))  # noqa: B023
         assert selection is not None
         place = Place(round_ + 1, "score", selection.ids, labels=selection.labels)
         if round_ == 1:

@@ -728,12 +728,12 @@ def test_what_waited_and_gets_its_label_is_undecided() -> None:
     labels[100:130] = 3  # of these, 100 to 119 get the label that they came with
     ids = np.setdiff1d(np.arange(599), range(200, 210))
     place = _place(ids, labels[ids])
-    for judged in ({"poisoned": [1], "odd": [2]}, {"poisoned": [1], "odd": [], "witnesses": {}}):
+    for judged in ({"odd": [2]}, {"odd": [], "witnesses": {}}):
         ranking = sieve.ranking(judged, outcome, place)
         assert np.flatnonzero(ranking <= SUSPECT).tolist() == [*range(100, 130), 205]
         undecided = (ranking <= UNDECIDED) & (ranking > SUSPECT)
         assert np.flatnonzero(undecided).tolist() == [*range(200, 205), *range(206, 210)]
-    ranking = sieve.ranking({"poisoned": [1], "odd": []}, outcome, place)
+    ranking = sieve.ranking({"odd": []}, outcome, place)
     assert np.flatnonzero(ranking <= SUSPECT).tolist() == [*range(100, 130), *range(200, 210)]
 
 
