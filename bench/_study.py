@@ -97,12 +97,15 @@ def study_table(name: str) -> str:
 
 def aims_table() -> str:
     """What the aims are about, over the infected models of each data set, beside the aims."""
-    lines: list[list[object]] = [["(the aims)", "", "1", "5", "-1", "-2.5", "0.99", "0.95"]]
+    aims = ["1", "5", "-1", "-2.5", "0.99", "0.95", "", "", "", ""]
+    lines: list[list[object]] = [["(the aims)", "", *aims]]
     for name, title in AIMED.items():
         rows = [row for row in rows_of(name) if _counts(row)]
         if rows:
-            lines.append([title, len(rows), *_summary(rows)])
-    return table(["", ">models", *SUMMARY], lines)
+            lines.append([title, len(rows), *_summary(rows), *_told(rows)])
+    return table(
+        ["", ">models", *SUMMARY, ">precision mean", ">worst", ">recall mean", ">worst"], lines
+    )
 
 
 def _counts(row: Row) -> bool:
@@ -118,6 +121,15 @@ def _summary(rows: Sequence[Row]) -> list[str]:
         *(f"{value:+.2f}" for value in (fmean(gain), min(gain))),
         *(f"{value:.4f}" for value in (fmean(areas), min(areas))),
     ]
+
+
+def _told(rows: Sequence[Row]) -> list[str]:
+    """Average and worst of the suspects' precision and recall, where they were measured."""
+    told = []
+    for key in ("precision", "recall"):
+        shares = [100 * row[key] for row in rows if key in row]
+        told += [f"{share:.1f}" for share in (fmean(shares), min(shares))] if shares else ["–"] * 2
+    return told
 
 
 def rates_table(name: str) -> str:
@@ -189,8 +201,8 @@ def _by_method(name: str, methods: Mapping[str, str]) -> dict[str, dict[str, Row
     return found
 
 
-def plot(path: Path, name: str = "gtsrb_third") -> None:
-    """ASR before and after Sieve of every model, and after every method of the same few."""
+def plot(path: Path, models: str = "gtsrb", methods: str = "gtsrb_third") -> None:
+    """ASR before and after Sieve of every model, and after every method of a few others."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -209,7 +221,7 @@ def plot(path: Path, name: str = "gtsrb_third") -> None:
 
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
     order = [(attack, mode) for mode in MODES for attack in NAMES]
-    rows = [row for row in rows_of(name) if _counts(row)]
+    rows = [row for row in rows_of(models) if _counts(row)]
     for side, face, edge in (("infected", "none", "#777777"), ("purified", "#1f6f8b", "none")):
         left.scatter(
             [100 * row[side]["asr"] for row in rows],
@@ -217,9 +229,9 @@ def plot(path: Path, name: str = "gtsrb_third") -> None:
             s=36, facecolors=face, edgecolors=edge, label=side, clip_on=False,
         )  # fmt: skip
     dots(left, [f"{NAMES[attack]}, {mode.replace('_', '-')}" for attack, mode in order])
-    left.set_title("Sieve, a dot for each model", loc="left")
+    left.set_title(f"Sieve on {AIMED.get(models, models)}", loc="left")
 
-    by_method = _by_method(name, DEFENCES)
+    by_method = _by_method(methods, DEFENCES)
     cases = _cases("all_to_one", 0)
     told = [method for method in DEFENCES if by_method[method].keys() & {*cases.values()}]
     for index, (attack, case) in enumerate(cases.items()):
@@ -234,7 +246,7 @@ def plot(path: Path, name: str = "gtsrb_third") -> None:
             s=30, color=_COLOURS[index], label=NAMES[attack], clip_on=False,
         )  # fmt: skip
     dots(right, ["(infected)", *(DEFENCES[method] for method in told)])
-    right.set_title("Every method, all-to-one, seed 0", loc="left")
+    right.set_title(f"Every method on {AIMED.get(methods, methods)}, all-to-one", loc="left")
     for axis in (left, right):
         axis.legend(
             loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=5, frameon=False,
