@@ -93,7 +93,7 @@ def run_one(classes: int, mode: str) -> dict[str, Any]:
         assert selection is not None
         place = Place(round_ + 1, "score", selection.ids, labels=selection.labels)
         if round_ == 1:
-            suspects = sieve.untrusted(place)
+            suspects = sieve.classes.untrusted(place)
     poisoned = labels != truth
     return {
         "samples": len(labels),

@@ -34,6 +34,7 @@ from pbe_fast.erase import (
     run_rounds,
     split_classes,
 )
+from pbe_fast.erase.ranking import backdoor_found, rank_images
 from pbe_fast.errors import ConfigError
 from pbe_fast.mine import mined_otherwise
 from pbe_fast.models import save_model
@@ -131,8 +132,9 @@ def purify(
         }
         if sieve is not None and scores is not None:
             judged = next(facts for facts in reversed(worker.rounds) if "odd" in facts)
-            ranking = sieve.ranking(judged, scores, place)
-            metrics["backdoor"] = sieve.found(judged, scores, place, ranking)
+            told = sieve.classes, judged, scores, place
+            ranking = rank_images(*told, relabel=config.sieve.relabel)
+            metrics["backdoor"] = backdoor_found(*told, ranking)
             scores = ranking
         if scores is not None and sets.train is not None:
             write_suspects(out / SUSPECTS_NAME, sets.train.manifest, scores, sets.truth)
@@ -171,7 +173,8 @@ def _resolve_method(config: PurifyConfig) -> PurifyConfig:
 def _sieve(config: PurifyConfig, worker: RunWorker) -> Sieve:
     manifest = worker.data.manifest
     labels = manifest.labels
-    split = Split(np.zeros(len(labels), np.float32), np.zeros(len(labels), bool), ())
+    nowhere = np.full(len(labels), -np.inf, np.float32)
+    split = Split(nowhere, np.zeros(len(labels), bool), ())
     if config.sieve.split:
         activations = worker.activations()
         with worker.clock.time("split", len(labels)):

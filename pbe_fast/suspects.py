@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from pbe_fast._files import atomic_path
 from pbe_fast.data.manifest import Manifest
 from pbe_fast.erase.identify import Scores
-from pbe_fast.erase.sieve import SUSPECT, UNDECIDED
+from pbe_fast.erase.ranking import SUSPECT, UNDECIDED
 from pbe_fast.evaluate import auroc, precision_at
 
 __all__ = [

@@ -49,7 +49,7 @@ is trusted:
    twice at most.
 """
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -58,6 +58,7 @@ import numpy.typing as npt
 
 from pbe_fast.config import SieveConfig
 from pbe_fast.data.augment import Augment
+from pbe_fast.erase._classes import DISAGREE, MORE, TELLING, Classes, effective
 from pbe_fast.erase._space import Space
 from pbe_fast.erase.identify import Scores
 from pbe_fast.erase.progressive import Place, Round, Selection, first_subset
@@ -67,11 +68,7 @@ from pbe_fast.erase.witnesses import sources, weigh
 from pbe_fast.randomness import permutation
 from pbe_fast.training import Stage
 
-__all__ = ["KEPT", "SUSPECT", "UNDECIDED", "Sieve"]
-
-# The highest scores of suspects, and of undecided images.
-SUSPECT = -0.5
-UNDECIDED = -0.25
+__all__ = ["KEPT", "Sieve"]
 
 Ids = npt.NDArray[np.int64]
 Mask = npt.NDArray[np.bool_]
@@ -90,17 +87,8 @@ _MANY_POISONED = 1 / 3  # of all classes: then there is a trigger for every labe
 # third of GTSRB, and at least 0.32 with triggers for every label of drawn signs.
 _ELSEWHERE = 0.2
 _LEAST = 20  # images of a class in round 0, where it has so many
-_TIMES = 2.0  # as many images of a class as a trigger should have brought, and it was not that
-_DISAGREE = 0.5  # of a cluster, with its label, to be poisoned
-_MORE = 0.3  # than of the other cluster, which may only be badly learned
 _DIVERSE = 1.5  # times as many labels, effectively
-_DOUBTFUL = 8.0  # nats of log odds, up to which an image of a poisoned class waits
 KEPT = 0.05  # of the suspects with the label they came with, and the backdoor is not gone
-# Of all labels, or of twice as many as there are images, effectively, for a trigger to have brought
-# images together: of GTSRB's 43 clusters of photographs showed up to 7.2 (6.6 where they are 30
-# images), and poisoned ones at least 12.6.
-_SHARE_OF_LABELS = 0.22
-_TELLING = 20  # images, of which a number of different labels says something
 _LIKELY = 2.0  # nats of log odds, from which on an image is likely in a cluster, or triggered
 
 
@@ -141,14 +129,12 @@ class Sieve:
         config: SieveConfig,
         seed: int,
     ) -> None:
-        self.labels, self.num_classes = labels.astype(np.int64), num_classes
+        self.classes = Classes(labels, num_classes, split)
+        self.labels = self.classes.labels
         self.split, self.activations = split, activations
         self.config, self.seed = config, seed
-        self._known = ~np.isnan(split.log_odds)
-        self._second = split.log_odds > 0
-        self._between = (np.abs(split.log_odds) < _DOUBTFUL) & config.split
         apart = {c.label for c in split.classes}
-        swollen = swollen_classes(self.labels[self._known])
+        swollen = swollen_classes(self.labels[self.classes.known])
         most = _MOST_WHOLE * len(np.unique(labels))
         # Where many classes are so large, that is how the data are.
         self._swollen = swollen if config.split and len(apart | swollen) <= most else set[int]()
@@ -183,7 +169,7 @@ class Sieve:
         if not self.config.split:
             return first_subset(len(self.labels), share, self.seed)
         chosen = []
-        trusted = self._known & ~self._second
+        trusted = self.classes.known & ~self.classes.second
         for label in set(np.unique(self.labels).tolist()) - self._whole:
             ids = np.flatnonzero(trusted & (self.labels == label))
             count = max(min(_LEAST, len(ids)), round(share * len(ids)))
@@ -200,42 +186,38 @@ class Sieve:
         verdicts = []
         for split in self.split.classes:
             whole = split.label in self._whole
-            seen = [outcome[mask, 1] for mask in self._clusters(split.label)]
+            seen = [outcome[mask, 1] for mask in self.classes.clusters(split.label)]
             if whole:
-                small, large = (_effective(labels) for labels in seen)
+                small, large = (effective(labels) for labels in seen)
                 poisoned = "unclear"
-                if small > _DIVERSE * large and self._diverse(seen[0]):
+                if small > _DIVERSE * large and self.classes.diverse(seen[0]):
                     poisoned = "smaller"
-                elif large > _DIVERSE * small and self._diverse(seen[1]):
+                elif large > _DIVERSE * small and self.classes.diverse(seen[1]):
                     poisoned = "larger"
             else:
                 small, large = (float((labels != split.label).mean()) for labels in seen)
-                plain = small > _DISAGREE and small > large + _MORE
+                plain = small > DISAGREE and small > large + MORE
                 poisoned = "smaller" if plain else "unclear"
             verdicts.append(Verdict(split, whole, (small, large), poisoned))
         return verdicts
 
-    def _clusters(self, label: int) -> tuple[Mask, Mask]:
-        here = (self.labels == label) & self._known
-        return here & self._second, here & ~self._second
-
     def judged(self, outcome: Scores, place: Place) -> Selection:
         """After round 0: clusters that are plainly poisoned are suspect, others wait."""
         if not self.config.split:
-            suspects = self._differs(outcome)
+            suspects = self.classes.differs(outcome)
             return self._selection(suspects, np.zeros_like(suspects), outcome[:, 1])
         suspects, waiting, trusted = np.zeros((3, len(self.labels)), bool)
         space = self._space()
         verdicts = self.verdicts(outcome)
         for verdict in verdicts:
-            small, large = self._clusters(verdict.split.label)
+            small, large = self.classes.clusters(verdict.split.label)
             if verdict.poisoned == "unclear":
                 waiting |= small
             else:
                 bad, good = (small, large) if verdict.poisoned == "smaller" else (large, small)
                 suspects |= bad
                 trusted |= good
-                waiting |= good & (self._between | self.split.apart)
+                waiting |= good & (self.classes.between | self.split.apart)
         swollen = []
         plain = {verdict.split.label for verdict in verdicts if verdict.poisoned != "unclear"}
         for label in sorted(self._swollen - plain):
@@ -252,14 +234,14 @@ class Sieve:
             "swollen": swollen,
             "second_look": [asdict(split) for split in again.classes],
         }
-        clusters = (self._second & ~trusted) | likely
+        clusters = (self.classes.second & ~trusted) | likely
         if self.config.witnesses and (many or self._lie_elsewhere(space, clusters)):
             chosen = self._by_witnesses(space, outcome, suspects | clusters, likely, facts)
             if chosen is not None:
                 return chosen
         waiting |= likely & ~np.isin(self.labels, poisoned)
         if many:
-            suspects |= waiting & (self._second | likely)
+            suspects |= waiting & (self.classes.second | likely)
             waiting &= ~suspects
         return self._selection(suspects, waiting, outcome[:, 1], **facts)
 
@@ -271,16 +253,16 @@ class Sieve:
         The model has not learned the label, so it takes images of a clean class for others, too,
         but for those that look like it: poisoned ones show what there is in the data.
         """
-        here = (self.labels == label) & self._known
-        differs = here & self._differs(outcome)
+        here = (self.labels == label) & self.classes.known
+        differs = here & self.classes.differs(outcome)
         facts: dict[str, Any] = {
             "label": label,
             "differ": float(differs.sum() / here.sum()),
-            "shown": _effective(outcome[differs, 1], _ORDER),
-            "possible": _effective(self.labels[self._known & ~here], _ORDER),
+            "shown": effective(outcome[differs, 1], _ORDER),
+            "possible": effective(self.labels[self.classes.known & ~here], _ORDER),
         }
         least = max(_SPREAD * facts["possible"], _FEWEST)
-        facts["poisoned"] = facts["differ"] > _DISAGREE and facts["shown"] > least
+        facts["poisoned"] = facts["differ"] > DISAGREE and facts["shown"] > least
         if not facts["poisoned"]:
             return np.zeros_like(here), np.zeros_like(here), facts
         parted = part_shown(space, label, outcome[:, 1])
@@ -300,24 +282,24 @@ class Sieve:
             before: classes that stay poisoned, or count among the many that are: a backdoor that
                 outlives a round makes most of their images look right again.
         """
-        left, differs = self.untrusted(place), self._differs(outcome)
-        doubtful = self._doubtful(left)
+        left, differs = self.classes.untrusted(place), self.classes.differs(outcome)
+        doubtful = self.classes.doubtful(left)
         clusters: dict[int, Mask] = {}  # that are something else than their label, by that
         for label in np.unique(self.labels[left]).tolist():
             here = self.labels == label
             sure = left & here & ~doubtful
             sure = sure if sure.any() else left & here
-            if differs[sure].mean() > _DISAGREE:
+            if differs[sure].mean() > DISAGREE:
                 clusters[label] = sure & differs
         many = self._many(len({*clusters, *before}))
-        poisoned = [k for k, sure in clusters.items() if many or self._diverse(outcome[sure, 1])]
-        poisoned = sorted({*poisoned, *before})
+        diverse = {k for k, sure in clusters.items() if self.classes.diverse(outcome[sure, 1])}
+        poisoned = sorted({*(clusters if many else diverse), *before})
         odd = [label for label in clusters if label not in poisoned]
         suspects = np.isin(self.labels, poisoned) & (left | differs)
         facts: dict[str, Any] = {"odd": odd}
         waiting = left & np.isin(self.labels, odd)
         if not many:
-            unlearned = self._unlearned(poisoned, outcome, place)
+            unlearned = self.classes.unlearned(poisoned, outcome, place)
             for own, unsure in unlearned.values():
                 suspects &= ~own
                 waiting |= unsure
@@ -354,11 +336,11 @@ class Sieve:
             suspects: so far; those that show something else make the direction of the trigger.
             likely: in the smaller cluster of a class that seemed whole.
         """
-        triggered = find_triggered(space, suspects, self._differs(outcome), likely) > 0
-        apart = self._second | likely | triggered
-        known, shown = self._known, np.nan_to_num(outcome[:, 1], nan=-1).astype(np.int64)
+        triggered = find_triggered(space, suspects, self.classes.differs(outcome), likely) > 0
+        apart = self.classes.second | likely | triggered
+        known, shown = self.classes.known, np.nan_to_num(outcome[:, 1], nan=-1).astype(np.int64)
         nearest, margin = space.nearest(space.middles(apart))
-        leads = sources(self.labels, nearest, shown, margin, self.num_classes)
+        leads = sources(self.labels, nearest, shown, margin, self.classes.num_classes)
         led = [leads[classes, self.labels] > 0 for classes in (nearest, shown)]
         said = [
             np.where(classes == self.labels, 0, np.where(leading, 1, 2))
@@ -368,7 +350,7 @@ class Sieve:
         log_odds = np.full(len(known), -np.inf)
         log_odds[known] = weighed.log_odds
         suspects = log_odds > _LIKELY
-        if suspects.sum() < _TELLING:
+        if suspects.sum() < TELLING:
             return None
         waiting = known & ~suspects & (apart | (log_odds > -_LIKELY))
         many = self._of_many(space, outcome, suspects)
@@ -398,59 +380,26 @@ class Sieve:
 
         Or once more where a class has not been learned yet.
         """
-        before = self._relabelled(place)
-        kept = self.kept(outcome, place, before)
-        unlearned = not self._many(len(before)) and self._unlearned(before, outcome, place)
+        before = self.classes.relabelled(place)
+        kept = self.classes.kept(outcome, place, before)
+        unlearned = not self._many(len(before)) and self.classes.unlearned(before, outcome, place)
         if (kept is None or kept <= KEPT) and not unlearned:
             return None
         return self._judged_by_class(outcome, place, before)
-
-    def can_judge(self) -> bool:
-        """Whether a backdoor could be found: with two classes, or with few images, none can."""
-        counts = np.bincount(self.labels[self._known], minlength=self.num_classes)
-        return self.num_classes > 2 and bool((counts >= _TELLING).any())
-
-    def _relabelled_ids(self, place: Place) -> Ids:
-        """The images that were trained with another label."""
-        if place.labels is None:
-            return place.subset[:0]
-        changed: Ids = place.subset[self.labels[place.subset] != place.labels]
-        return changed
-
-    def _relabelled(self, place: Place) -> list[int]:
-        """The classes that some images were trained away from."""
-        labels: list[int] = np.unique(self.labels[self._relabelled_ids(place)]).tolist()
-        return labels
 
     def _diverse_before(self, place: Place) -> list[int]:
         """The classes whose images were trained with so many other labels as a trigger gives."""
         if place.labels is None:
             return []
-        own = self.labels[place.subset]
-        return [k for k in self._relabelled(place)
-                if self._diverse(place.labels[(own == k) & (place.labels != k)])]  # fmt: skip
-
-    def _differs(self, outcome: Scores) -> Mask:
-        """Images that a model takes for something else than their label."""
-        seen: Mask = np.isfinite(outcome[:, 1]) & (outcome[:, 1] != self.labels)
-        return seen
-
-    def _diverse(self, seen: npt.NDArray[np.floating]) -> bool:
-        """Whether images show so many classes that a trigger must have brought them together.
-
-        The photographs of one physical sign that a model does not know get few other labels; but a
-        few hard ones may all get different ones, so a few images show nothing.
-        """
-        if len(seen) < _TELLING:
-            return False
-        possible = min(self.num_classes, 2 * len(seen))
-        # Of two classes there is only one other label, which tells nothing.
-        least = min(3.0, max(1.0, 0.75 * (self.num_classes - 1)))
-        return _effective(seen) > max(_SHARE_OF_LABELS * possible, least)
+        given: dict[int, Ids] = {
+            label: place.labels[(self.labels[place.subset] == label) & (place.labels != label)]
+            for label in self.classes.relabelled(place)
+        }
+        return [label for label, others in given.items() if self.classes.diverse(others)]
 
     def _many(self, poisoned: int) -> bool:
         """Whether so many classes are poisoned that there must be a trigger for every label."""
-        return self.config.split and poisoned > max(2, _MANY_POISONED * self.num_classes)
+        return self.config.split and poisoned > max(2, _MANY_POISONED * self.classes.num_classes)
 
     def _lie_elsewhere(self, space: Space, clusters: Mask) -> bool:
         """Whether smaller clusters of many classes lie nearer to other classes than to their own.
@@ -474,7 +423,7 @@ class Sieve:
         if self.config.second_look:
             return look_again(space, self.split, outcome[:, 0])
         nowhere = np.full(len(self.labels), -np.inf, np.float32)
-        return Split(nowhere, np.zeros_like(self._second), ())
+        return Split(nowhere, np.zeros_like(self.classes.second), ())
 
     def _selection(
         self, suspects: Mask, waiting: Mask, shows: Ids | Scores, **facts: Any
@@ -487,143 +436,10 @@ class Sieve:
         labels = self.labels.copy()
         changed = suspects & np.isfinite(shows) & (shows != labels) & self.config.relabel
         labels[changed] = shows[changed].astype(np.int64)
-        ids = np.flatnonzero(changed | (self._known & ~suspects & ~waiting))
+        ids = np.flatnonzero(changed | (self.classes.known & ~suspects & ~waiting))
         masks = {"suspects": suspects, "relabelled": changed, "waiting": waiting}
         counts = {name: int(mask.sum()) for name, mask in masks.items()}
         return Selection(ids, labels[ids], {**facts, **counts})
-
-    def untrusted(self, place: Place) -> Mask:
-        """The images that the last round did not train with their own label."""
-        suspects = self._known.copy()
-        own = place.subset
-        if place.labels is not None:
-            own = own[place.labels == self.labels[own]]
-        suspects[own] = False
-        return suspects
-
-    def _doubtful(self, left: Mask) -> Mask:
-        """Images between two clusters, and those that lie apart in a cluster that is trusted."""
-        return self._between | (self._trusted(left) & self.split.apart)
-
-    def _trusted(self, left: Mask) -> Mask:
-        """The clusters of which not most are left out."""
-        trusted = np.zeros(len(left), bool)
-        for split in self.split.classes:
-            for cluster in self._clusters(split.label):
-                if left[cluster].mean() < 0.5:
-                    trusted |= cluster
-        return trusted
-
-    def _sides(self, left: Mask) -> dict[int, tuple[Mask, Mask]]:
-        """Of classes of one cluster of which far more is left out, the other one and it."""
-        sides = {}
-        for label in (split.label for split in self.split.classes):
-            shares = {float(left[cluster].mean()): cluster for cluster in self._clusters(label)}
-            if max(shares) - min(shares) > _MORE:
-                sides[label] = shares[min(shares)], shares[max(shares)]
-        return sides
-
-    def _unlearned(
-        self, poisoned: Collection[int], outcome: Scores, place: Place
-    ) -> dict[int, tuple[Mask, Mask]]:
-        """Poisoned classes that a model mostly takes for one other class: own cluster, what waits.
-
-        Where a label mostly came with a trigger, what it means may hardly have been learned. Then
-        this model does not tell which images of the cluster are clean; but a trigger that is as
-        frequent in every class would not have brought so many of that one.
-        """
-        differs, unlearned = self._differs(outcome), {}
-        sides = self._sides(self.untrusted(place))
-        for label in sides.keys() & {*poisoned}:
-            own, other = sides[label]
-            misread = own & differs
-            seen = np.bincount(outcome[misread, 1].astype(np.int64), minlength=1)
-            one = int(seen.argmax())
-            expected = other.sum() * (self.labels == one).sum() / (self.labels != label).sum()
-            least = max(_TELLING, _DISAGREE * misread.sum(), _TIMES * expected)
-            if misread.sum() > _DISAGREE * own.sum() and seen[one] > least:
-                unsure = self._between | self.split.apart | (differs & (outcome[:, 1] != one))
-                unlearned[label] = own, own & unsure
-        return unlearned
-
-    def kept(self, outcome: Scores, place: Place, poisoned: list[int]) -> float | None:
-        """The share of the poisoned classes' suspects that a model gives the label they came with.
-
-        What shows without a trigger whether a backdoor is gone; what waits counts, as it may be
-        triggered, too. None where nothing is suspect.
-        """
-        left = self.untrusted(place)
-        suspects = left & ~self._doubtful(left) & np.isin(self.labels, poisoned)
-        return float((outcome[:, 1] == self.labels)[suspects].mean()) if suspects.any() else None
-
-    def found(
-        self, judged: Mapping[str, Any], outcome: Scores, place: Place, ranking: Scores
-    ) -> dict[str, Any]:
-        """What there is to say of a backdoor in the end.
-
-        Args:
-            judged: the facts of the last verdict.
-            outcome, place: after the last round.
-            ranking: of :meth:`ranking`.
-        """
-        classes, noise = judged["poisoned"], judged.get("trigger") is False
-        poisoned = [] if noise else classes
-        suspects = (ranking <= SUSPECT) & np.isin(self.labels, poisoned)
-        return {
-            "found": bool(poisoned), "labels": poisoned, "mislabelled": classes if noise else [],
-            "odd": judged["odd"], "judged": self.can_judge(),
-            "unlearned": sorted(self._unlearned(poisoned, outcome, place)),
-            "kept": float((~self._differs(outcome))[suspects].mean()) if suspects.any() else None,
-        }  # fmt: skip
-
-    def ranking(self, judged: Mapping[str, Any], outcome: Scores, place: Place) -> Scores:
-        """``(N,)`` in [-1, 0], high for clean: suspects, undecided images and others, by loss.
-
-        The first two were not trained with their labels. Undecided is what lies plainly in the
-        trusted cluster of a poisoned class, where a model that is often wrong takes clean images
-        for something else, what waited there as the class was not learned, and of what else waited
-        what gets its label from the purified model: it is clean, or part of the backdoor is left.
-        Doubtful images that get their label are neither.
-
-        Args:
-            judged: the facts of the last verdict.
-            outcome, place: after the last round.
-        """
-        left, differs = self.untrusted(place), self._differs(outcome)
-        doubtful = self._doubtful(left)
-        listed = left & (differs | ~doubtful)
-        waited = np.isin(self.labels, judged["odd"])
-        plain, relabelled = np.zeros((2, len(left)), bool)
-        relabelled[self._relabelled_ids(place)] = True
-        if "witnesses" in judged:  # who say more than the clusters do
-            waited[:] = self.config.relabel  # without it nothing tells suspects from what waited
-        else:
-            plain = self._trusted(left) & ~doubtful
-            sides = self._sides(left)
-            for label in sides.keys() & judged.get("unlearned", ()):
-                plain |= sides[label][0] & ~relabelled
-        undecided = listed & (plain | (waited & ~relabelled & ~differs))
-        loss = outcome[:, 0].astype(np.float64)
-        share = loss / (1 + loss)
-        suspicion = np.select(
-            [undecided, listed],
-            [-UNDECIDED + share * (UNDECIDED - SUSPECT), -SUSPECT + share * (1 + SUSPECT)],
-            share * -UNDECIDED,
-        )
-        ranking: Scores = -suspicion.astype(np.float32)
-        return ranking
-
-
-def _effective(seen: npt.NDArray[Any], order: float = 1.0) -> float:
-    """How many different labels there are, effectively (Hill 1973); 1 where all are the same.
-
-    Args:
-        order: below 1 rare labels count for more; with 1 it is e to the power of their entropy.
-    """
-    share = np.unique(seen, return_counts=True)[1] / max(1, len(seen))
-    if order == 1:
-        return float(np.exp(-(share * np.log(share)).sum()))
-    return float((share**order).sum() ** (1 / (1 - order)))
 
 
 def _facts(verdict: Verdict) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import pytest
 
 from pbe_fast.config import SieveConfig
 from pbe_fast.erase import Place, Sieve
-from pbe_fast.erase.sieve import SUSPECT, UNDECIDED
+from pbe_fast.erase.ranking import SUSPECT, UNDECIDED, backdoor_found, rank_images
 from pbe_fast.erase.split import ClassSplit, Split
 
 CLASSES, EACH = 6, 100
@@ -52,7 +52,15 @@ def _outcome(changes: dict[int, int] | None = None) -> np.ndarray:
 def _found(
     sieve: Sieve, judged: Mapping[str, Any], outcome: np.ndarray, place: Place
 ) -> dict[str, Any]:
-    return sieve.found(judged, outcome, place, sieve.ranking(judged, outcome, place))
+    return backdoor_found(
+        sieve.classes, judged, outcome, place, _ranking(sieve, judged, outcome, place)
+    )
+
+
+def _ranking(
+    sieve: Sieve, judged: Mapping[str, Any], outcome: np.ndarray, place: Place
+) -> np.ndarray:
+    return rank_images(sieve.classes, judged, outcome, place, relabel=sieve.config.relabel)
 
 
 def _place(ids: np.ndarray, labels: np.ndarray | None = None) -> Place:
@@ -119,7 +127,7 @@ def test_of_a_whole_class_the_cluster_that_shows_many_classes_is_poisoned(
     assert verdict.poisoned == poisoned
     assert verdict.measured == pytest.approx((len(small), len(large)), rel=0.01)
     chosen = sieve.judged(outcome, _place(sieve.first()))
-    suspects = sieve.untrusted(_place(chosen.ids, chosen.labels))
+    suspects = sieve.classes.untrusted(_place(chosen.ids, chosen.labels))
     expected = range(140, 200) if poisoned == "larger" else range(100, 140)
     assert np.flatnonzero(suspects).tolist() == list(expected)
     assert chosen.facts["waiting"] == (40 if poisoned == "unclear" else 0)
@@ -182,7 +190,7 @@ def test_a_swollen_class_that_shows_many_labels_is_parted() -> None:
     chosen = sieve.judged(outcome, _place(sieve.first()))
     assert [(found["label"], found["poisoned"]) for found in chosen.facts["swollen"]] == [(0, True)]
     assert chosen.labels is not None
-    suspects = sieve.untrusted(_place(chosen.ids, chosen.labels))
+    suspects = sieve.classes.untrusted(_place(chosen.ids, chosen.labels))
     assert suspects[OWN : OWN + SWOLLEN].mean() > 0.99
     assert 10 <= (chosen.labels[chosen.ids < OWN] == 0).sum() <= OWN
     assert not (chosen.labels[chosen.ids < OWN] == 3).any()
@@ -203,7 +211,7 @@ def test_a_swollen_class_whose_poison_falls_apart_is_judged_as_a_whole() -> None
     chosen = sieve.judged(outcome, _place(sieve.first()))
     assert [(found["label"], found["poisoned"]) for found in chosen.facts["swollen"]] == [(0, True)]
     assert chosen.labels is not None
-    suspects = sieve.untrusted(_place(chosen.ids, chosen.labels))
+    suspects = sieve.classes.untrusted(_place(chosen.ids, chosen.labels))
     assert suspects[OWN : OWN + SWOLLEN].mean() > 0.99
 
 
@@ -470,8 +478,8 @@ def test_a_better_model_judges_again() -> None:
     assert (chosen.labels[~changed] == LABELS[chosen.ids[~changed]]).all()
 
     last = _place(chosen.ids, chosen.labels)
-    assert np.flatnonzero(sieve.untrusted(last)).tolist() == [*range(100, 130), 150]
-    ranking = sieve.ranking(chosen.facts, outcome, last)
+    assert np.flatnonzero(sieve.classes.untrusted(last)).tolist() == [*range(100, 130), 150]
+    ranking = _ranking(sieve, chosen.facts, outcome, last)
     assert np.isnan(ranking[599])
     assert np.flatnonzero(ranking <= SUSPECT).tolist() == list(range(100, 130))
     # Plainly in the trusted cluster, by the infected model.
@@ -556,7 +564,7 @@ def test_few_classes_or_images_cannot_be_judged(classes: int, each: int, judges:
     labels = np.repeat(np.arange(classes), each)
     split = Split(np.full(len(labels), -50, np.float32), np.zeros(len(labels), bool), ())
     sieve = Sieve(labels, classes, split, _activations, SieveConfig(), seed=0)
-    assert sieve.can_judge() == judges
+    assert sieve.classes.can_judge() == judges
 
 
 def test_a_cluster_with_one_other_label_stays_away_and_is_no_backdoor() -> None:
@@ -605,7 +613,7 @@ def test_where_many_classes_are_poisoned_a_better_model_has_a_second_look_too(
         assert chosen.facts["odd"] == poisoned * (not many)
         assert [c["label"] for c in chosen.facts.get("second_look", [])] == [5] * many
         assert chosen.labels is not None
-        suspects = sieve.untrusted(_place(chosen.ids, chosen.labels))
+        suspects = sieve.classes.untrusted(_place(chosen.ids, chosen.labels))
         assert np.flatnonzero(suspects[500:599]).tolist() == (list(range(10, 30)) if many else [])
 
 
@@ -625,14 +633,16 @@ def test_doubtful_images_of_a_poisoned_class_stay_away_and_have_no_vote() -> Non
     assert second.facts["poisoned"] == [1]
     left = [128, 129, 150, *range(152, 170)]
     assert np.setdiff1d(np.arange(599), second.ids).tolist() == left
-    suspects = sieve.untrusted(_place(second.ids, second.labels))
+    suspects = sieve.classes.untrusted(_place(second.ids, second.labels))
     assert np.flatnonzero(suspects).tolist() == [*range(100, 130), *range(150, 170)]
-    ranking = sieve.ranking(second.facts, outcome, _place(second.ids, second.labels))
+    ranking = _ranking(sieve, second.facts, outcome, _place(second.ids, second.labels))
     assert np.flatnonzero(ranking <= SUSPECT).tolist() == [*range(100, 128), 129, 151]
     # Of 100 to 127 and 129, those that are not doubtful, the last one.
-    assert sieve.kept(outcome, _place(second.ids, second.labels), [1]) == pytest.approx(1 / 29)
-    assert sieve.kept(outcome, _place(second.ids, second.labels), []) is None
-    assert sieve.kept(outcome, _place(np.arange(599)), [1]) is None
+    assert sieve.classes.kept(outcome, _place(second.ids, second.labels), [1]) == pytest.approx(
+        1 / 29
+    )
+    assert sieve.classes.kept(outcome, _place(second.ids, second.labels), []) is None
+    assert sieve.classes.kept(outcome, _place(np.arange(599)), [1]) is None
 
 
 def test_images_that_lie_apart_in_the_trusted_cluster_of_a_poisoned_class_wait() -> None:
@@ -653,7 +663,7 @@ def test_images_that_lie_apart_in_the_trusted_cluster_of_a_poisoned_class_wait()
     assert np.setdiff1d(np.arange(599), second.ids).tolist() == list(range(150, 160))
     # What lies apart is suspect where it shows something else; in the poisoned cluster anyway.
     outcome = _outcome(_others(*range(110, 130), *range(140, 150)))
-    ranking = sieve.ranking(second.facts, outcome, place)
+    ranking = _ranking(sieve, second.facts, outcome, place)
     assert np.flatnonzero(ranking <= SUSPECT).tolist() == poison
 
 
@@ -684,7 +694,7 @@ def test_a_poisoned_class_that_was_not_learned_is_not_given_away() -> None:
     assert relabelled.tolist() == list(range(100, 140))
 
     last = _place(chosen.ids, chosen.labels)
-    ranking = sieve.ranking(chosen.facts, outcome, last)
+    ranking = _ranking(sieve, chosen.facts, outcome, last)
     assert np.flatnonzero(ranking <= SUSPECT).tolist() == list(range(100, 140))
     undecided = (ranking <= UNDECIDED) & (ranking > SUSPECT)
     assert np.flatnonzero(undecided).tolist() == [*range(145, 151), *others]
@@ -716,7 +726,7 @@ def test_what_a_trigger_may_have_brought_is_suspect(
     assert (chosen.facts["poisoned"], chosen.facts["unlearned"]) == ([1], [])
     assert chosen.labels is not None
     last = _place(chosen.ids, chosen.labels)
-    assert sieve.untrusted(last)[list(misread)].all()
+    assert sieve.classes.untrusted(last)[list(misread)].all()
     assert _found(sieve, chosen.facts, outcome, last)["unlearned"] == []
 
 
@@ -729,11 +739,11 @@ def test_what_waited_and_gets_its_label_is_undecided() -> None:
     ids = np.setdiff1d(np.arange(599), range(200, 210))
     place = _place(ids, labels[ids])
     for judged in ({"odd": [2]}, {"odd": [], "witnesses": {}}):
-        ranking = sieve.ranking(judged, outcome, place)
+        ranking = _ranking(sieve, judged, outcome, place)
         assert np.flatnonzero(ranking <= SUSPECT).tolist() == [*range(100, 130), 205]
         undecided = (ranking <= UNDECIDED) & (ranking > SUSPECT)
         assert np.flatnonzero(undecided).tolist() == [*range(200, 205), *range(206, 210)]
-    ranking = sieve.ranking({"odd": []}, outcome, place)
+    ranking = _ranking(sieve, {"odd": []}, outcome, place)
     assert np.flatnonzero(ranking <= SUSPECT).tolist() == [*range(100, 130), *range(200, 210)]
 
 
@@ -781,4 +791,6 @@ def test_without_the_split_what_disagrees_is_suspect() -> None:
     chosen = sieve.judged(_outcome({7: 3}), _place(sieve.first()))
     assert chosen.labels is not None
     assert chosen.labels.min() == 0  # and none for the image that cannot be read
-    assert np.flatnonzero(sieve.untrusted(_place(chosen.ids, chosen.labels))).tolist() == [7]
+    assert np.flatnonzero(sieve.classes.untrusted(_place(chosen.ids, chosen.labels))).tolist() == [
+        7
+    ]
