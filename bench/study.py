@@ -360,7 +360,11 @@ def _data(here: Path, shards: Path, infected: bool) -> dict[str, Any]:
 
 
 def collect(folder: Path, data: DataSet) -> list[dict[str, Any]]:
-    """What the finished cells say: ACC, ASR, DER, how well suspects are told, seconds."""
+    """What the finished cells say: ACC, ASR, DER, how well suspects are told, seconds.
+
+    And of each round how many poisoned images were trained with their label, and in the end of how
+    many labels it is said that a backdoor leads to them, or that they are wrong.
+    """
     here = folder / data.name
     models = {
         file.parents[1]: sha256_file(file)[:16] for file in here.glob(f"*/model/{MODEL_NAME}")
@@ -383,8 +387,12 @@ def collect(folder: Path, data: DataSet) -> list[dict[str, Any]]:
         if "asr" in after:
             row["der"] = der(before, after)
         row |= {key: said for key, said in metrics.get("suspects", {}).items() if key in _LISTED}
+        subsets = [facts["subset_poisoned"] for facts in metrics["rounds"]
+                   if "subset_poisoned" in facts]  # fmt: skip
+        row |= {"subset_poisoned": subsets} if subsets else {}
         if "backdoor" in metrics:
             row["found"] = metrics["backdoor"]["found"]
+            row |= {key: len(metrics["backdoor"][key]) for key in ("labels", "mislabelled")}
         rows.append(row)
     return rows
 

@@ -71,14 +71,13 @@ def test_a_case_and_its_cells(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     file = tmp_path / "tiny" / infected.name / "pbe" / "metrics.json"
     metrics = json.loads(file.read_text())
     metrics["suspects"] |= {"suspect": 9, "undecided": 2, "precision": 0.5, "recall": 0.25}
+    metrics["backdoor"] = {"found": True, "labels": [0, 2], "mislabelled": []}
     file.write_text(json.dumps(metrics))
     row = collect(tmp_path, TINY)[1]
-    assert [row[key] for key in ("suspect", "undecided", "precision", "recall")] == [
-        9,
-        2,
-        0.5,
-        0.25,
-    ]
+    listed = ("suspect", "undecided", "precision", "recall", "found", "labels", "mislabelled")
+    assert [row[key] for key in listed] == [9, 2, 0.5, 0.25, True, 2, 0]
+    assert row["subset_poisoned"] == [facts["subset_poisoned"] for facts in metrics["rounds"]]
+    assert len(row["subset_poisoned"]) == 4
     assert all("der" not in row and row["purified"].keys() == {"acc"} for row in rows[2:])
     model = tmp_path / "tiny" / infected.name / "model" / "model.safetensors"
     before = model.stat().st_mtime_ns
