@@ -28,6 +28,7 @@ from bench.study import DATA
 from pbe_fast import PurifyConfig, load_config, purify
 from pbe_fast.erase import Place, Selection, Sieve
 from pbe_fast.erase.identify import Scores
+from pbe_fast.erase.left_out import judge_swollen
 from pbe_fast.progress import Progress, StoppedError
 from pbe_fast.randomness import permutation
 from pipelines._console import progress_bars
@@ -59,7 +60,7 @@ def measure(case: Path, leave_out: list[int], progress: Progress) -> list[dict[s
         def judged(self, outcome: Scores, place: Place) -> Selection:
             space = self._space()
             for label in sorted(self._whole):
-                facts = self._in_swollen(label, space, outcome)[2]
+                facts = judge_swollen(self.classes, label, space, outcome)[2]
                 del facts["poisoned"]  # by the limit of the day
                 found.append(facts)
             raise StoppedError("nothing more is wanted.")

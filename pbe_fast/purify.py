@@ -6,8 +6,6 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from pbe_fast._jobs import (
     Tester,
     augment_for,
@@ -132,9 +130,9 @@ def purify(
         }
         if sieve is not None and scores is not None:
             judged = next(facts for facts in reversed(worker.rounds) if "odd" in facts)
-            told = sieve.classes, judged, scores, place
-            ranking = rank_images(*told, relabel=config.sieve.relabel)
-            metrics["backdoor"] = backdoor_found(*told, ranking)
+            relabel = config.sieve.relabel
+            ranking = rank_images(sieve.classes, judged, scores, place, relabel=relabel)
+            metrics["backdoor"] = backdoor_found(sieve.classes, judged, scores, place, ranking)
             scores = ranking
         if scores is not None and sets.train is not None:
             write_suspects(out / SUSPECTS_NAME, sets.train.manifest, scores, sets.truth)
@@ -173,8 +171,7 @@ def _resolve_method(config: PurifyConfig) -> PurifyConfig:
 def _sieve(config: PurifyConfig, worker: RunWorker) -> Sieve:
     manifest = worker.data.manifest
     labels = manifest.labels
-    nowhere = np.full(len(labels), -np.inf, np.float32)
-    split = Split(nowhere, np.zeros(len(labels), bool), ())
+    split = Split.of_nothing(len(labels))
     if config.sieve.split:
         activations = worker.activations()
         with worker.clock.time("split", len(labels)):

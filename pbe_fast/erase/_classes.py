@@ -17,11 +17,12 @@ from pbe_fast.erase.identify import Scores
 from pbe_fast.erase.progressive import Place
 from pbe_fast.erase.split import Split
 
-__all__ = ["DISAGREE", "MORE", "TELLING", "Classes", "effective"]
+__all__ = ["DISAGREE", "LIKELY", "MORE", "TELLING", "Classes", "effective"]
 
 DISAGREE = 0.5  # of a cluster, with its label, to be poisoned
 MORE = 0.3  # than of the other cluster, which may only be badly learned
 TELLING = 20  # images, of which a number of different labels says something
+LIKELY = 2.0  # nats of log odds, from which on an image is likely in a cluster, or triggered
 _TIMES = 2.0  # as many images of a class as a trigger should have brought, and it was not that
 _DOUBTFUL = 8.0  # nats of log odds, up to which an image of a poisoned class waits
 # Of all labels, or of twice as many as there are images, effectively, for a trigger to have brought
@@ -33,14 +34,13 @@ _SHARE_OF_LABELS = 0.22
 class Classes:
     """The labels of a training set, and the split of its classes.
 
-    Args:
-        labels: ``(N,)``.
-        num_classes: K.
-
     Attributes:
-        known: images that could be decoded.
-        second: those in the smaller cluster of their class.
-        between: those that may belong to either.
+        labels: ``(N,)`` int64.
+        num_classes: K.
+        split: of the training set.
+        known: ``(N,)`` bool, images that could be decoded.
+        second: ``(N,)`` bool, those in the smaller cluster of their class.
+        between: ``(N,)`` bool, those that may belong to either.
     """
 
     def __init__(self, labels: npt.NDArray[np.integer], num_classes: int, split: Split) -> None:
@@ -103,7 +103,7 @@ class Classes:
         trusted = np.zeros(len(left), bool)
         for split in self.split.classes:
             for cluster in self.clusters(split.label):
-                if left[cluster].mean() < 0.5:
+                if left[cluster].mean() < 1 / 2:
                     trusted |= cluster
         return trusted
 
@@ -111,9 +111,10 @@ class Classes:
         """Of classes of one cluster of which far more is left out, the other one and it."""
         sides = {}
         for label in (split.label for split in self.split.classes):
-            shares = {float(left[cluster].mean()): cluster for cluster in self.clusters(label)}
-            if max(shares) - min(shares) > MORE:
-                sides[label] = shares[min(shares)], shares[max(shares)]
+            small, large = self.clusters(label)
+            difference = left[small].mean() - left[large].mean()
+            if abs(difference) > MORE:
+                sides[label] = (large, small) if difference > 0 else (small, large)
         return sides
 
     def unlearned(

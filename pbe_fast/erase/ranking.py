@@ -9,11 +9,12 @@ from pbe_fast.erase._classes import Classes
 from pbe_fast.erase.identify import Scores
 from pbe_fast.erase.progressive import Place
 
-__all__ = ["SUSPECT", "UNDECIDED", "backdoor_found", "rank_images"]
+__all__ = ["KEPT", "SUSPECT", "UNDECIDED", "backdoor_found", "rank_images"]
 
 # The highest scores of suspects, and of undecided images.
 SUSPECT = -0.5
 UNDECIDED = -0.25
+KEPT = 0.05  # of the suspects with the label they came with, and the backdoor is not gone
 
 
 def backdoor_found(
@@ -22,7 +23,9 @@ def backdoor_found(
     """What there is to say of a backdoor in the end.
 
     Args:
-        judged: the facts of the last verdict.
+        judged: the facts of the last verdict: the labels ``poisoned`` and ``odd``, where it is of
+            many classes whether there is a ``trigger``, and in ``witnesses`` what they are worth,
+            and else the labels that are ``unlearned``.
         outcome, place: after the last round.
         ranking: of :func:`rank_images`.
     """
@@ -49,8 +52,7 @@ def rank_images(
     Doubtful images that get their label are neither.
 
     Args:
-        judged: the facts of the last verdict.
-        outcome, place: after the last round.
+        judged, outcome, place: as for :func:`backdoor_found`.
         relabel: whether suspects were trained with other labels.
     """
     left, differs = classes.untrusted(place), classes.differs(outcome)

@@ -12,8 +12,8 @@ is trusted:
    are left out, or where they are many, as with a trigger for every label, their smaller clusters.
    So are swollen ones, which have many more images than is usual: if that is poison, their own
    images may be too few to show as a cluster.
-3. *Verdict.* The model of round 0 has not learned the label of what was left out. Poisoned images
-   it sees as what they show: of a cluster alone, as another label for most; of a whole class, as
+3. *Verdict* (:mod:`pbe_fast.erase.left_out`). The model of round 0 has not learned the label of
+   what was left out. Poisoned images it sees as what they show: of a cluster alone, as another label for most; of a whole class, as
    many different ones where a trigger brought them in from many classes. Where neither is plain,
    the smaller cluster waits. A swollen class of which that says nothing is poisoned if most of it
    shows many different labels, and is parted by what its images have beside what they show. A
@@ -49,8 +49,8 @@ is trusted:
    twice at most.
 """
 
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -58,56 +58,26 @@ import numpy.typing as npt
 
 from pbe_fast.config import SieveConfig
 from pbe_fast.data.augment import Augment
-from pbe_fast.erase._classes import DISAGREE, MORE, TELLING, Classes, effective
-from pbe_fast.erase._space import Space
+from pbe_fast.erase._classes import DISAGREE, LIKELY, Classes
+from pbe_fast.erase._space import Ids, Mask, Space
 from pbe_fast.erase.identify import Scores
+from pbe_fast.erase.left_out import judge_clusters, judge_swollen
 from pbe_fast.erase.progressive import Place, Round, Selection, first_subset
-from pbe_fast.erase.split import ClassSplit, Split, look_again, swollen_classes
-from pbe_fast.erase.trigger import find_triggered, part_shown, trigger_in_common
-from pbe_fast.erase.witnesses import sources, weigh
+from pbe_fast.erase.ranking import KEPT
+from pbe_fast.erase.split import Split, look_again, swollen_classes
+from pbe_fast.erase.trigger import facts_of_many
+from pbe_fast.erase.witnesses import Judged, judge_images
 from pbe_fast.randomness import permutation
 from pbe_fast.training import Stage
 
-__all__ = ["KEPT", "Sieve"]
-
-Ids = npt.NDArray[np.int64]
-Mask = npt.NDArray[np.bool_]
+__all__ = ["Sieve"]
 
 _MOST_WHOLE = 1 / 3  # of all classes may be left out as a whole
-# Of the number of other labels, effectively: nearly poisoned classes of GTSRB showed 0.49 and 0.69
-# of it in round 0, and clean ones up to 0.28 (bench/left_out.py). A trigger brings images of all
-# classes, many of which a model takes for few others: so rare labels count.
-_SPREAD = 0.37
-_ORDER = 0.5
-# Labels. Of few classes a clean one may show most others, as up to 7.0 with CIFAR-10; but of few
-# classes none becomes nearly all poison by a small share of the data set.
-_FEWEST = 8.0
 _MANY_POISONED = 1 / 3  # of all classes: then there is a trigger for every label
 # Of the smaller clusters of many classes, on average: at most 0.02 in three benign models of a
 # third of GTSRB, and at least 0.32 with triggers for every label of drawn signs.
 _ELSEWHERE = 0.2
-_LEAST = 20  # images of a class in round 0, where it has so many
-_DIVERSE = 1.5  # times as many labels, effectively
-KEPT = 0.05  # of the suspects with the label they came with, and the backdoor is not gone
-_LIKELY = 2.0  # nats of log odds, from which on an image is likely in a cluster, or triggered
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """What the model of round 0 says of a class that fell apart.
-
-    Attributes:
-        split: the class.
-        whole: whether all of it was left out of round 0.
-        measured: of the smaller and the larger cluster, the share that gets another label, or where
-            all was left out the number of different labels (e to the power of their entropy).
-        poisoned: ``smaller``, ``larger``, or ``unclear``.
-    """
-
-    split: ClassSplit
-    whole: bool
-    measured: tuple[float, float]
-    poisoned: str
+_LEAST_FIRST = 20  # images of a class in round 0, where it has so many
 
 
 class Sieve:
@@ -131,13 +101,12 @@ class Sieve:
     ) -> None:
         self.classes = Classes(labels, num_classes, split)
         self.labels = self.classes.labels
-        self.split, self.activations = split, activations
-        self.config, self.seed = config, seed
+        self.activations, self.config, self.seed = activations, config, seed
         apart = {c.label for c in split.classes}
         swollen = swollen_classes(self.labels[self.classes.known])
         most = _MOST_WHOLE * len(np.unique(labels))
         # Where many classes are so large, that is how the data are.
-        self._swollen = swollen if config.split and len(apart | swollen) <= most else set[int]()
+        self._swollen = swollen if len(apart | swollen) <= most else set[int]()
         self._whole = apart | self._swollen if len(apart) <= most else set[int]()
 
     def rounds(self, augment: Augment, flip: bool) -> list[Round]:
@@ -172,34 +141,10 @@ class Sieve:
         trusted = self.classes.known & ~self.classes.second
         for label in set(np.unique(self.labels).tolist()) - self._whole:
             ids = np.flatnonzero(trusted & (self.labels == label))
-            count = max(min(_LEAST, len(ids)), round(share * len(ids)))
+            count = max(min(_LEAST_FIRST, len(ids)), round(share * len(ids)))
             order = permutation(len(ids), self.seed, "first subset", label)
             chosen.append(ids[order[:count]])
         return np.sort(np.concatenate(chosen)).astype(np.int64)
-
-    def verdicts(self, outcome: Scores) -> list[Verdict]:
-        """Of each class that fell apart, by the model of round 0.
-
-        Args:
-            outcome: ``(N, 2)``, see :class:`pbe_fast.erase.identify.Outcome`.
-        """
-        verdicts = []
-        for split in self.split.classes:
-            whole = split.label in self._whole
-            seen = [outcome[mask, 1] for mask in self.classes.clusters(split.label)]
-            if whole:
-                small, large = (effective(labels) for labels in seen)
-                poisoned = "unclear"
-                if small > _DIVERSE * large and self.classes.diverse(seen[0]):
-                    poisoned = "smaller"
-                elif large > _DIVERSE * small and self.classes.diverse(seen[1]):
-                    poisoned = "larger"
-            else:
-                small, large = (float((labels != split.label).mean()) for labels in seen)
-                plain = small > DISAGREE and small > large + MORE
-                poisoned = "smaller" if plain else "unclear"
-            verdicts.append(Verdict(split, whole, (small, large), poisoned))
-        return verdicts
 
     def judged(self, outcome: Scores, place: Place) -> Selection:
         """After round 0: clusters that are plainly poisoned are suspect, others wait."""
@@ -208,7 +153,7 @@ class Sieve:
             return self._selection(suspects, np.zeros_like(suspects), outcome[:, 1])
         suspects, waiting, trusted = np.zeros((3, len(self.labels)), bool)
         space = self._space()
-        verdicts = self.verdicts(outcome)
+        verdicts = judge_clusters(self.classes, self._whole, outcome)
         for verdict in verdicts:
             small, large = self.classes.clusters(verdict.split.label)
             if verdict.poisoned == "unclear":
@@ -217,59 +162,33 @@ class Sieve:
                 bad, good = (small, large) if verdict.poisoned == "smaller" else (large, small)
                 suspects |= bad
                 trusted |= good
-                waiting |= good & (self.classes.between | self.split.apart)
+                waiting |= good & (self.classes.between | self.classes.split.apart)
         swollen = []
         plain = {verdict.split.label for verdict in verdicts if verdict.poisoned != "unclear"}
         for label in sorted(self._swollen - plain):
-            bad, unsure, facts = self._in_swollen(label, space, outcome)
+            bad, unsure, facts = judge_swollen(self.classes, label, space, outcome)
             suspects |= bad
             waiting |= unsure
             swollen.append(facts)
         poisoned = [*plain, *(found["label"] for found in swollen if found["poisoned"])]
         again = self._look_again(space, outcome)
-        likely = again.log_odds > _LIKELY
+        likely = again.log_odds > LIKELY
         many = self._many(len(poisoned))
         facts = {
-            "classes": [_facts(verdict) for verdict in verdicts],
+            "classes": [verdict.facts() for verdict in verdicts],
             "swollen": swollen,
             "second_look": [asdict(split) for split in again.classes],
         }
         clusters = (self.classes.second & ~trusted) | likely
         if self.config.witnesses and (many or self._lie_elsewhere(space, clusters)):
-            chosen = self._by_witnesses(space, outcome, suspects | clusters, likely, facts)
-            if chosen is not None:
-                return chosen
+            judged = judge_images(self.classes, space, outcome, suspects | clusters, likely)
+            if judged is not None:
+                return self._chosen(judged, facts)
         waiting |= likely & ~np.isin(self.labels, poisoned)
         if many:
             suspects |= waiting & (self.classes.second | likely)
             waiting &= ~suspects
         return self._selection(suspects, waiting, outcome[:, 1], **facts)
-
-    def _in_swollen(
-        self, label: int, space: Space, outcome: Scores
-    ) -> tuple[Mask, Mask, dict[str, Any]]:
-        """Of a swollen class what is suspect, what waits, and what was measured after round 0.
-
-        The model has not learned the label, so it takes images of a clean class for others, too,
-        but for those that look like it: poisoned ones show what there is in the data.
-        """
-        here = (self.labels == label) & self.classes.known
-        differs = here & self.classes.differs(outcome)
-        facts: dict[str, Any] = {
-            "label": label,
-            "differ": float(differs.sum() / here.sum()),
-            "shown": effective(outcome[differs, 1], _ORDER),
-            "possible": effective(self.labels[self.classes.known & ~here], _ORDER),
-        }
-        least = max(_SPREAD * facts["possible"], _FEWEST)
-        facts["poisoned"] = facts["differ"] > DISAGREE and facts["shown"] > least
-        if not facts["poisoned"]:
-            return np.zeros_like(here), np.zeros_like(here), facts
-        parted = part_shown(space, label, outcome[:, 1])
-        if parted is None:  # hardly any images of its own
-            return differs, here & ~differs, facts
-        triggered = here & (parted > 0)
-        return triggered, here & ~triggered & (parted > -_LIKELY), facts
 
     def judged_again(self, outcome: Scores, place: Place) -> Selection:
         """After round 1, class by class, with a model that has learned all labels."""
@@ -284,17 +203,17 @@ class Sieve:
         """
         left, differs = self.classes.untrusted(place), self.classes.differs(outcome)
         doubtful = self.classes.doubtful(left)
-        clusters: dict[int, Mask] = {}  # that are something else than their label, by that
+        others: dict[int, Scores] = {}  # of what is something else than its label, what it shows
         for label in np.unique(self.labels[left]).tolist():
             here = self.labels == label
             sure = left & here & ~doubtful
             sure = sure if sure.any() else left & here
             if differs[sure].mean() > DISAGREE:
-                clusters[label] = sure & differs
-        many = self._many(len({*clusters, *before}))
-        diverse = {k for k, sure in clusters.items() if self.classes.diverse(outcome[sure, 1])}
-        poisoned = sorted({*(clusters if many else diverse), *before})
-        odd = [label for label in clusters if label not in poisoned]
+                others[label] = outcome[sure & differs, 1]
+        many = self._many(len({*others, *before}))
+        diverse = {label for label, shown in others.items() if self.classes.diverse(shown)}
+        poisoned = sorted({*(others if many else diverse), *before})
+        odd = [label for label in others if label not in poisoned]
         suspects = np.isin(self.labels, poisoned) & (left | differs)
         facts: dict[str, Any] = {"odd": odd}
         waiting = left & np.isin(self.labels, odd)
@@ -308,72 +227,14 @@ class Sieve:
         space = self._space()
         again = self._look_again(space, outcome)
         facts["second_look"] = [asdict(split) for split in again.classes]
-        likely = again.log_odds > _LIKELY
+        likely = again.log_odds > LIKELY
         if self.config.witnesses:
-            chosen = self._by_witnesses(space, outcome, suspects & left, likely, facts)
-            if chosen is not None:
-                return chosen
+            judged = judge_images(self.classes, space, outcome, suspects & left, likely)
+            if judged is not None:
+                return self._chosen(judged, facts)
         suspects |= likely & ~np.isin(self.labels, poisoned)
-        facts |= self._of_many(space, outcome, suspects)
+        facts |= facts_of_many(space, suspects, outcome[:, 1])
         return self._selection(suspects, waiting, outcome[:, 1], **facts)
-
-    def _by_witnesses(
-        self,
-        space: Space,
-        outcome: Scores,
-        suspects: Mask,
-        likely: Mask,
-        facts: Mapping[str, Any],
-    ) -> Selection | None:
-        """Where there is a trigger for every label, image by image; None if hardly any is suspect.
-
-        One witness is where the infected model puts it within its class: in the smaller cluster, or
-        along the trigger. Another is the class that it puts it nearest to, and the third is the
-        partly purified model. The last two know three answers: the label, a class that the
-        backdoor leads to this label, and any other. What the first one accuses waits at least.
-
-        Args:
-            suspects: so far; those that show something else make the direction of the trigger.
-            likely: in the smaller cluster of a class that seemed whole.
-        """
-        triggered = find_triggered(space, suspects, self.classes.differs(outcome), likely) > 0
-        apart = self.classes.second | likely | triggered
-        known, shown = self.classes.known, np.nan_to_num(outcome[:, 1], nan=-1).astype(np.int64)
-        nearest, margin = space.nearest(space.middles(apart))
-        leads = sources(self.labels, nearest, shown, margin, self.classes.num_classes)
-        led = [leads[classes, self.labels] > 0 for classes in (nearest, shown)]
-        said = [
-            np.where(classes == self.labels, 0, np.where(leading, 1, 2))
-            for classes, leading in zip((nearest, shown), led, strict=True)
-        ]
-        weighed = weigh(np.stack([apart, *said], 1)[known], self.labels[known])
-        log_odds = np.full(len(known), -np.inf)
-        log_odds[known] = weighed.log_odds
-        suspects = log_odds > _LIKELY
-        if suspects.sum() < TELLING:
-            return None
-        waiting = known & ~suspects & (apart | (log_odds > -_LIKELY))
-        many = self._of_many(space, outcome, suspects)
-        shows = shown
-        if many["trigger"]:  # wrong labels come from anywhere, a trigger's from a class or two
-            loudest = np.where(leads.max(0) > 0, leads.argmax(0), -1)[self.labels]
-            # What both see elsewhere may be a photograph that is hard for both.
-            shows = np.select(
-                [led[1], led[0], (loudest >= 0) & (nearest == shown), loudest >= 0],
-                [shown, nearest, self.labels, loudest],
-                shown,
-            )
-        witnesses = {
-            "rate": weighed.rate, "triggered": weighed.triggered, "others": weighed.others
-        }  # fmt: skip
-        return self._selection(suspects, waiting, shows, **facts, **many, witnesses=witnesses)
-
-    def _of_many(self, space: Space, outcome: Scores, suspects: Mask) -> dict[str, Any]:
-        """What there is to say of suspects of many classes."""
-        return {
-            "trigger": trigger_in_common(space, suspects, outcome[:, 1]),
-            "poisoned": np.unique(self.labels[suspects]).tolist(),
-        }
 
     def judged_more(self, outcome: Scores, place: Place) -> Selection | None:
         """After round 2 and later: once more, or None where the backdoor is gone.
@@ -416,14 +277,18 @@ class Sieve:
 
     def _space(self) -> Space:
         """The infected model's activations, whitened by what the split found."""
-        return Space.of(self.activations(), self.labels).whitened(self.split.log_odds > 0)
+        return Space.of(self.activations(), self.labels).whitened(self.classes.second)
 
     def _look_again(self, space: Space, outcome: Scores) -> Split:
         """What a second look finds."""
         if self.config.second_look:
-            return look_again(space, self.split, outcome[:, 0])
-        nowhere = np.full(len(self.labels), -np.inf, np.float32)
-        return Split(nowhere, np.zeros_like(self.classes.second), ())
+            return look_again(space, self.classes.split, outcome[:, 0])
+        return Split.of_nothing(len(self.labels))
+
+    def _chosen(self, judged: Judged, facts: dict[str, Any]) -> Selection:
+        """What witnesses have chosen."""
+        facts = facts | judged.facts
+        return self._selection(judged.suspects, judged.waiting, judged.shows, **facts)
 
     def _selection(
         self, suspects: Mask, waiting: Mask, shows: Ids | Scores, **facts: Any
@@ -440,15 +305,3 @@ class Sieve:
         masks = {"suspects": suspects, "relabelled": changed, "waiting": waiting}
         counts = {name: int(mask.sum()) for name, mask in masks.items()}
         return Selection(ids, labels[ids], {**facts, **counts})
-
-
-def _facts(verdict: Verdict) -> dict[str, Any]:
-    """For ``metrics.json``."""
-    small, large = verdict.measured
-    return {
-        **asdict(verdict.split),
-        "whole": verdict.whole,
-        "smaller": small,
-        "larger": large,
-        "poisoned": verdict.poisoned,
-    }

@@ -73,6 +73,11 @@ class Split:
     apart: Mask
     classes: tuple[ClassSplit, ...]
 
+    @classmethod
+    def of_nothing(cls, images: int) -> "Split":
+        """No class falls apart."""
+        return cls(np.full(images, -MOST, np.float32), np.zeros(images, bool), ())
+
 
 def swollen_classes(labels: npt.NDArray[np.integer]) -> set[int]:
     """Classes that have more than five times the images of the median one."""

@@ -9,6 +9,7 @@ these share is the direction of that class.
 """
 
 from math import lgamma, log, pi
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -132,6 +133,18 @@ def trigger_in_common(space: Space, suspects: Mask, shown: npt.NDArray[np.floati
     along = _along_trigger(space, space.middles(suspects), makers, beside)
     middle, spread, there = _places(along, makers, others)
     return None if spread < TINY else there - middle > _COMMON * spread
+
+
+def facts_of_many(space: Space, suspects: Mask, shown: npt.NDArray[np.floating]) -> dict[str, Any]:
+    """What there is to say of suspects of many classes: a trigger, and the labels that it leads to.
+
+    Args:
+        space, suspects, shown: as for :func:`trigger_in_common`.
+    """
+    return {
+        "trigger": trigger_in_common(space, suspects, shown),
+        "poisoned": np.unique(space.labels[suspects]).tolist(),
+    }
 
 
 def _places(along: Floats, makers: Mask, others: Mask) -> tuple[float, float, float]:

@@ -6,14 +6,18 @@ then a single image that shows the class that leads to its label is far more sus
 shows any other (:func:`sources`, :func:`weigh`).
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from pbe_fast.erase._space import Floats, Ids
+from pbe_fast.erase._classes import LIKELY, TELLING, Classes
+from pbe_fast.erase._space import Floats, Ids, Mask, Space
+from pbe_fast.erase.identify import Scores
+from pbe_fast.erase.trigger import facts_of_many, find_triggered
 
-__all__ = ["Weighed", "sources", "weigh"]
+__all__ = ["Judged", "Weighed", "judge_images", "sources", "weigh"]
 
 _STEPS = 100
 _PRIOR = 20.0  # images of each class that are as those of all
@@ -36,6 +40,71 @@ class Weighed:
     rate: float
     triggered: list[list[float]]
     others: list[list[float]]
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What becomes of images.
+
+    Attributes:
+        suspects, waiting: ``(N,)`` bool.
+        shows: ``(N,)``, labels that suspects get.
+        facts: for ``metrics.json``.
+    """
+
+    suspects: Mask
+    waiting: Mask
+    shows: Ids
+    facts: dict[str, Any]
+
+
+def judge_images(
+    classes: Classes, space: Space, outcome: Scores, suspects: Mask, likely: Mask
+) -> Judged | None:
+    """Where there is a trigger for every label, image by image; None if hardly any is suspect.
+
+    One witness is where the infected model puts it within its class: in the smaller cluster, or
+    along the trigger. Another is the class that it puts it nearest to, and the third is the
+    partly purified model. The last two know three answers: the label, a class that the
+    backdoor leads to this label, and any other. What the first one accuses waits at least.
+
+    Args:
+        space: the infected model's.
+        outcome: ``(N, 2)``, of the partly purified model.
+        suspects: so far; those that show something else make the direction of the trigger.
+        likely: in the smaller cluster of a class that seemed whole.
+    """
+    labels, known = classes.labels, classes.known
+    apart = classes.second | likely
+    apart |= find_triggered(space, suspects, classes.differs(outcome), likely) > 0
+    shown = np.nan_to_num(outcome[:, 1], nan=-1).astype(np.int64)
+    nearest, margin = space.nearest(space.middles(apart))
+    leads = sources(labels, nearest, shown, margin, classes.num_classes)
+    led = [leads[seen, labels] > 0 for seen in (nearest, shown)]
+    said = [
+        np.where(seen == labels, 0, np.where(leading, 1, 2))
+        for seen, leading in zip((nearest, shown), led, strict=True)
+    ]
+    weighed = weigh(np.stack([apart, *said], 1)[known], labels[known])
+    log_odds = np.full(len(known), -np.inf)
+    log_odds[known] = weighed.log_odds
+    suspects = log_odds > LIKELY
+    if suspects.sum() < TELLING:
+        return None
+    waiting = known & ~suspects & (apart | (log_odds > -LIKELY))
+    facts = facts_of_many(space, suspects, outcome[:, 1])
+    shows = shown
+    if facts["trigger"]:  # wrong labels come from anywhere, a trigger's from a class or two
+        loudest = np.where(leads.max(0) > 0, leads.argmax(0), -1)[labels]
+        # What both see elsewhere may be a photograph that is hard for both.
+        shows = np.select(
+            [led[1], led[0], (loudest >= 0) & (nearest == shown), loudest >= 0],
+            [shown, nearest, labels, loudest],
+            shown,
+        )
+    said_of_them = asdict(weighed)
+    del said_of_them["log_odds"]
+    return Judged(suspects, waiting, shows, {**facts, "witnesses": said_of_them})
 
 
 def sources(

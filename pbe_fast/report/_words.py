@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pbe_fast.erase.sieve import KEPT
+from pbe_fast.erase.ranking import KEPT
 from pbe_fast.report._run import Accuracies, Metrics, ModelMetrics
 
 __all__ = [

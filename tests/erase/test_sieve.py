@@ -9,6 +9,7 @@ import pytest
 
 from pbe_fast.config import SieveConfig
 from pbe_fast.erase import Place, Sieve
+from pbe_fast.erase.left_out import Verdict, judge_clusters
 from pbe_fast.erase.ranking import SUSPECT, UNDECIDED, backdoor_found, rank_images
 from pbe_fast.erase.split import ClassSplit, Split
 
@@ -63,6 +64,10 @@ def _ranking(
     return rank_images(sieve.classes, judged, outcome, place, relabel=sieve.config.relabel)
 
 
+def _verdicts(sieve: Sieve, outcome: np.ndarray) -> list[Verdict]:
+    return judge_clusters(sieve.classes, sieve._whole, outcome)
+
+
 def _place(ids: np.ndarray, labels: np.ndarray | None = None) -> Place:
     return Place(1, "score", ids, labels=labels)
 
@@ -92,7 +97,7 @@ def test_a_cluster_that_gets_other_labels_unseen_is_suspect_and_another_one_wait
     outcome = _outcome(
         dict.fromkeys(range(200, 206), 5) | dict.fromkeys(range(100, 105), 0) | badly
     )
-    verdicts = sieve.verdicts(outcome)
+    verdicts = _verdicts(sieve, outcome)
     assert [v.poisoned for v in verdicts] == ["unclear", "smaller", "unclear"]
     assert verdicts[1].measured == pytest.approx((0.6, 0.0))
     assert verdicts[2].measured == pytest.approx((0.8, 60 / 90))
@@ -123,7 +128,7 @@ def test_of_a_whole_class_the_cluster_that_shows_many_classes_is_poisoned(
     seen = {100 + i: (small if i < 40 else large)[i % len(small if i < 40 else large)]
             for i in range(100)}  # fmt: skip
     outcome = _outcome(seen)
-    [verdict] = sieve.verdicts(outcome)
+    [verdict] = _verdicts(sieve, outcome)
     assert verdict.poisoned == poisoned
     assert verdict.measured == pytest.approx((len(small), len(large)), rel=0.01)
     chosen = sieve.judged(outcome, _place(sieve.first()))
@@ -201,13 +206,13 @@ def test_a_swollen_class_that_shows_many_labels_is_parted() -> None:
 def test_a_swollen_class_whose_poison_falls_apart_is_judged_as_a_whole() -> None:
     """Both of its clusters show many labels, so that neither is plainly the poisoned one."""
     whole = _swollen(_parted_features())
-    odds = whole.split.log_odds.copy()
+    odds = whole.classes.split.log_odds.copy()
     odds[OWN : OWN + SWOLLEN // 3] = 50
     found = (ClassSplit(0, OWN + SWOLLEN, 0.32, 1.0, 9.0),)
-    split = Split(odds, whole.split.apart, found)
+    split = Split(odds, whole.classes.split.apart, found)
     sieve = Sieve(whole.labels, 10, split, whole.activations, SieveConfig(), seed=0)
     outcome = _seen(sieve)
-    assert [v.poisoned for v in sieve.verdicts(outcome)] == ["unclear"]
+    assert [v.poisoned for v in _verdicts(sieve, outcome)] == ["unclear"]
     chosen = sieve.judged(outcome, _place(sieve.first()))
     assert [(found["label"], found["poisoned"]) for found in chosen.facts["swollen"]] == [(0, True)]
     assert chosen.labels is not None
@@ -287,7 +292,9 @@ def test_without_witnesses_what_would_wait_is_suspect_where_many_classes_are_poi
     """Class 3's cluster, and class 5's that a second look finds; a single image is left alone."""
     monkeypatch.setitem(globals(), "SECOND_LOOK", True)
     sieve = _sieve(dict.fromkeys(range(4), 0.1), witnesses=False)
-    sieve.split.log_odds[350] = -2  # doubtful, and in the larger cluster of a class that is unclear
+    sieve.classes.split.log_odds[
+        350
+    ] = -2  # doubtful, and in the larger cluster of a class that is unclear
     outcome = _outcome(dict.fromkeys([*range(10), *range(100, 110), *range(510, 520), 450], 3))
     for more in (range(0), range(200, 210)):  # of class 2
         outcome[more] = 4.0, 3
@@ -327,9 +334,9 @@ def test_where_a_trigger_leads_to_every_label_images_are_judged_by_three_witness
     shown[[*clusters, 450]] = (shown[[*clusters, 450]] + 2) % CLASSES
     shown[20] = 0
     sieve = _sieve(dict.fromkeys(range(4), 0.3), relabel=relabel)
-    sieve.split.log_odds[270] = -3
+    sieve.classes.split.log_odds[270] = -3
     features = _triggered(*clusters, 450, shown=shown)
-    sieve = Sieve(LABELS, CLASSES, sieve.split, lambda: features, sieve.config, seed=0)
+    sieve = Sieve(LABELS, CLASSES, sieve.classes.split, lambda: features, sieve.config, seed=0)
     seen = {i: int(shown[i]) for i in [*clusters, 450] if i not in {20, *range(305, 330)}}
     outcome = _outcome(seen | {10: 4, 260: 5, 285: 4})
     trusted = _place(np.setdiff1d(np.arange(599), [*clusters, 280]))
@@ -356,10 +363,10 @@ def test_where_smaller_clusters_lie_elsewhere_there_is_a_trigger_for_every_label
     shown[elsewhere] = (shown[elsewhere] + 2) % CLASSES
     features = _triggered(*clusters, shown=shown)
     sieve = _sieve(dict.fromkeys(range(classes), 0.2))
-    sieve = Sieve(LABELS, CLASSES, sieve.split, lambda: features, sieve.config, seed=0)
+    sieve = Sieve(LABELS, CLASSES, sieve.classes.split, lambda: features, sieve.config, seed=0)
     # Of ten images of each cluster at least two witnesses agree.
     outcome = _outcome({i: int(shown[i]) for i in clusters if i % EACH < 10 and lie == "elsewhere"})
-    assert {verdict.poisoned for verdict in sieve.verdicts(outcome)} == {"unclear"}
+    assert {verdict.poisoned for verdict in _verdicts(sieve, outcome)} == {"unclear"}
     chosen = sieve.judged(outcome, _place(sieve.first()))
     assert ("witnesses" in chosen.facts) == (lie == "elsewhere")
     own = chosen.ids[chosen.labels == LABELS[chosen.ids]]
@@ -374,7 +381,7 @@ def test_suspects_get_one_of_the_classes_that_lead_to_their_label_or_none() -> N
     shown[:10], shown[25:30] = 5, 3
     features = _triggered(*clusters, shown=shown)
     sieve = _sieve(dict.fromkeys(range(4), 0.3))
-    sieve = Sieve(LABELS, CLASSES, sieve.split, lambda: features, sieve.config, seed=0)
+    sieve = Sieve(LABELS, CLASSES, sieve.classes.split, lambda: features, sieve.config, seed=0)
     outcome = _outcome({i: int(shown[i]) for i in clusters} | {0: 2, 24: 5})
     chosen = sieve.judged(outcome, _place(sieve.first()))
     assert chosen.labels is not None
@@ -619,7 +626,7 @@ def test_where_many_classes_are_poisoned_a_better_model_has_a_second_look_too(
 
 def test_doubtful_images_of_a_poisoned_class_stay_away_and_have_no_vote() -> None:
     """What a trigger may be in is not learned as labelled, though a model may fall for it."""
-    odds = _sieve({0: 0.1, 1: 0.3, 2: 0.1}).split
+    odds = _sieve({0: 0.1, 1: 0.3, 2: 0.1}).classes.split
     odds.log_odds[[128, *range(150, 170), 250]] = [2, *[-2] * 20, -2]
     sieve = Sieve(LABELS, CLASSES, odds, _activations, SieveConfig(), seed=0)
     outcome = _outcome(dict.fromkeys(range(100, 130), 5))
@@ -648,7 +655,7 @@ def test_doubtful_images_of_a_poisoned_class_stay_away_and_have_no_vote() -> Non
 def test_images_that_lie_apart_in_the_trusted_cluster_of_a_poisoned_class_wait() -> None:
     """Triggered images of a class like the target lie with the clean ones, but apart."""
     sieve = _sieve({1: 0.3, 2: 0.1})
-    sieve.split.apart[[*range(100, 110), *range(140, 160), *range(240, 250)]] = True
+    sieve.classes.split.apart[[*range(100, 110), *range(140, 160), *range(240, 250)]] = True
     outcome = _outcome(_others(*range(100, 130)))
     first = sieve.judged(outcome, _place(sieve.first()))
     waiting = [*range(140, 160), *range(200, 210)]  # not 240: class 2 is not plainly poisoned
@@ -670,7 +677,7 @@ def test_images_that_lie_apart_in_the_trusted_cluster_of_a_poisoned_class_wait()
 def _hardly_learned(misread: Mapping[int, int]) -> tuple[Sieve, Place, np.ndarray]:
     """Of class 1 the first 40 images are poisoned, 140 to 149 lie apart, and 150 is in between."""
     sieve = _sieve({1: 0.4})
-    split = sieve.split
+    split = sieve.classes.split
     split.apart[140:150] = True
     split.log_odds[150] = -2
     sieve = Sieve(LABELS, CLASSES, split, _activations, SieveConfig(), seed=0)
