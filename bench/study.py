@@ -392,7 +392,8 @@ def collect(folder: Path, data: DataSet) -> list[dict[str, Any]]:
         row |= {"subset_poisoned": subsets} if subsets else {}
         if "backdoor" in metrics:
             row["found"] = metrics["backdoor"]["found"]
-            row |= {key: len(metrics["backdoor"][key]) for key in ("labels", "mislabelled")}
+            labels = ("labels", "mislabelled")  # the second is not there in older runs
+            row |= {key: len(metrics["backdoor"].get(key, ())) for key in labels}
         rows.append(row)
     return rows
 

@@ -20,14 +20,13 @@ import pyarrow.parquet as pq
 import torch
 
 from bench._setup import keep_rows
-from bench.study import DATA, SIZE
+from bench.study import DATA, MODES, SIZE
 from pbe_fast.config import PurifyConfig, load_config
 from pbe_fast.data.loader import ImageData
 from pbe_fast.data.manifest import Manifest
-from pbe_fast.erase.ranking import SUSPECT, UNDECIDED
 from pbe_fast.models import load_model
 from pbe_fast.purify import PURIFIED_NAME
-from pbe_fast.suspects import SUSPECTS_NAME
+from pbe_fast.suspects import SUSPECTS_NAME, judged_metrics, suspect_metrics
 from pbe_fast.train import MODEL_NAME
 from pbe_fast.triggers.poisoning import TRUTH_NAME, load_truth
 
@@ -75,19 +74,11 @@ def of_wrong_labels(case: Path) -> dict[str, Any]:
     clean = Manifest.load(folder / f"{name}-clean" / "train")
     true = dict(zip(clean.keys.to_pylist(), clean.labels.tolist(), strict=True))
     table = pq.read_table(case / "sieve" / SUSPECTS_NAME)  # the most suspicious first
-    scores = table["score"].to_numpy()
     keys, labels = table["key"].to_pylist(), table["label"].to_pylist()
     wrong = np.array([true[key] != label for key, label in zip(keys, labels, strict=True)])
-    suspects = scores <= SUSPECT
-    undecided = (scores <= UNDECIDED) & ~suspects
-    return {
-        "wrong": int(wrong.sum()),
-        "suspects": int(suspects.sum()),
-        "wrong_suspects": int(wrong[suspects].sum()),
-        "undecided": int(undecided.sum()),
-        "wrong_undecided": int(wrong[undecided].sum()),
-        "share_of_as_many_first": float(wrong[: wrong.sum()].mean()),
-    }
+    scores = table["score"].to_numpy()
+    measured = {**suspect_metrics(scores, wrong), **judged_metrics(scores, wrong)}
+    return {"wrong": measured.pop("poisoned"), **measured}
 
 
 def main() -> None:
@@ -97,6 +88,11 @@ def main() -> None:
     )
     parser.add_argument("cases", type=Path, nargs="+", help="folders of the study")
     options = parser.parse_args()
+    for case in options.cases:
+        if case.parent.name not in DATA or not (case / "sieve" / SUSPECTS_NAME).exists():
+            parser.error(f"{case} is not a case of the study that Sieve has purified.")
+        if not DATA[case.parent.name].wrong and MODES[0] not in case.name:
+            parser.error(f"{case} has no label that all of its trigger leads to.")
     torch.set_num_threads(1)
     rows = []
     for case in options.cases:

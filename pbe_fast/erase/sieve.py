@@ -13,18 +13,19 @@ is trusted:
    So are swollen ones, which have many more images than is usual: if that is poison, their own
    images may be too few to show as a cluster.
 3. *Verdict* (:mod:`pbe_fast.erase.left_out`). The model of round 0 has not learned the label of
-   what was left out. Poisoned images it sees as what they show: of a cluster alone, as another label for most; of a whole class, as
-   many different ones where a trigger brought them in from many classes. Where neither is plain,
-   the smaller cluster waits. A swollen class of which that says nothing is poisoned if most of it
-   shows many different labels, and is parted by what its images have beside what they show. A
-   second look at the classes that seemed whole goes by the losses of this model, and what that
-   finds waits, too. Where many classes are plainly poisoned, or the smaller clusters of many lie
-   nearer to other classes than to their own, there is a trigger for every label, and each image is
-   judged by three witnesses (:mod:`pbe_fast.erase.witnesses`): whether it lies in a smaller
-   cluster or along the trigger (:func:`pbe_fast.erase.trigger.find_triggered`), which class it is
-   nearest to in the infected model's activations, and which class this model takes it for. What
-   the last two agree on tells which class the trigger leads to which label. An image that only
-   lies so, or of which they say too little, waits.
+   what was left out. Poisoned images it sees as what they show: of a cluster alone, as another
+   label for most; of a whole class, as many different ones where a trigger brought them in from
+   many classes. Where neither is plain, the smaller cluster waits. A swollen class of which that
+   says nothing is poisoned if most of it shows many different labels, and is parted by what its
+   images have beside what they show. A second look at the classes that seemed whole goes by the
+   losses of this model, and what that finds waits, too. Where many classes are plainly poisoned, or
+   the smaller clusters of many lie nearer to other classes than to their own, there is a trigger
+   for every label, and each image is judged by three witnesses (:mod:`pbe_fast.erase.witnesses`):
+   whether it lies in a smaller cluster or along the trigger
+   (:func:`pbe_fast.erase.trigger.find_triggered`), which class it is nearest to in the infected
+   model's activations, and which class this model takes it for. What the last two agree on tells
+   which class the trigger leads to which label. An image that only lies so, or of which they say
+   too little, waits.
 4. *Round 1* begins with the infected model's weights again, which are more accurate, and trains on
    all that is trusted, and on the suspects with the labels that the model of round 0 gives them,
    or, of a trigger for every label, with a class that it leads to theirs: triggered images with

@@ -752,6 +752,11 @@ def test_what_waited_and_gets_its_label_is_undecided() -> None:
         assert np.flatnonzero(undecided).tolist() == [*range(200, 205), *range(206, 210)]
     ranking = _ranking(sieve, {"odd": []}, outcome, place)
     assert np.flatnonzero(ranking <= SUSPECT).tolist() == [*range(100, 130), *range(200, 210)]
+    # Where suspects were left out, too, nothing tells them from what waited.
+    without = _sieve({1: 0.3, 2: 0.1}, relabel=False)
+    left_out = _place(np.setdiff1d(ids, range(100, 130)))
+    ranking = _ranking(without, {"odd": [], "witnesses": {}}, outcome, left_out)
+    assert np.flatnonzero(ranking <= SUSPECT).tolist() == [*range(100, 130), *range(200, 210)]
 
 
 def test_suspects_can_be_left_out_instead() -> None:
@@ -801,3 +806,19 @@ def test_without_the_split_what_disagrees_is_suspect() -> None:
     assert np.flatnonzero(sieve.classes.untrusted(_place(chosen.ids, chosen.labels))).tolist() == [
         7
     ]
+
+
+def test_without_the_split_there_is_never_a_trigger_for_every_label() -> None:
+    """Even where most classes are left out and seen as many others, and nothing is doubtful."""
+    sieve = Sieve(
+        LABELS, CLASSES, Split.of_nothing(len(LABELS)), _activations, SieveConfig(split=False), 0
+    )
+    suspects = [k * EACH + i for k in range(5) for i in range(30)]
+    outcome = _outcome({i: (int(LABELS[i]) + 1 + i % 5) % CLASSES for i in suspects})
+    chosen = sieve.judged_again(outcome, _place(np.setdiff1d(np.arange(599), suspects)))
+    assert chosen.facts["poisoned"] == list(range(5))
+    assert "second_look" not in chosen.facts
+    assert chosen.facts["relabelled"] == len(suspects)
+    assert chosen.labels is not None
+    last = _place(chosen.ids, chosen.labels)
+    assert sieve.classes.kept(_outcome(), last, [0]) == 1.0
