@@ -9,6 +9,7 @@ import pytest
 
 from pbe_fast.config import SieveConfig
 from pbe_fast.erase import Place, Sieve
+from pbe_fast.erase._classes import Classes
 from pbe_fast.erase.left_out import Verdict, judge_clusters
 from pbe_fast.erase.ranking import SUSPECT, UNDECIDED, backdoor_found, rank_images
 from pbe_fast.erase.split import ClassSplit, Split
@@ -70,6 +71,15 @@ def _verdicts(sieve: Sieve, outcome: np.ndarray) -> list[Verdict]:
 
 def _place(ids: np.ndarray, labels: np.ndarray | None = None) -> Place:
     return Place(1, "score", ids, labels=labels)
+
+
+def test_images_that_may_belong_to_either_cluster() -> None:
+    """By e to the 8, either way; an image that could not be read is in none."""
+    odds = np.array([-9, -7, 7, 9, np.nan], np.float32)
+    classes = Classes(np.zeros(5, np.int32), 1, Split(odds, np.zeros(5, bool), ()))
+    assert classes.between.tolist() == [False, True, True, False, False]
+    assert classes.second.tolist() == [False, False, True, True, False]
+    assert classes.known.tolist() == [True] * 4 + [False]
 
 
 def test_the_first_subset_is_a_share_of_each_class_without_what_was_split_off() -> None:
