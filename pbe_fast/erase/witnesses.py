@@ -6,7 +6,7 @@ then a single image that shows the class that leads to its label is far more sus
 shows any other (:func:`sources`, :func:`weigh`).
 """
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -102,9 +102,8 @@ def judge_images(
             [shown, nearest, labels, loudest],
             shown,
         )
-    said_of_them = asdict(weighed)
-    del said_of_them["log_odds"]
-    return Judged(suspects, waiting, shows, {**facts, "witnesses": said_of_them})
+    worth = {key: getattr(weighed, key) for key in ("rate", "triggered", "others")}
+    return Judged(suspects, waiting, shows, {**facts, "witnesses": worth})
 
 
 def sources(
