@@ -29,6 +29,20 @@ def test_links_between_documents_lead_somewhere() -> None:
             assert (path.parent / target).exists(), f"{path.name} links to {target}"
 
 
+def test_links_to_headings_lead_somewhere() -> None:
+    for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
+        text = path.read_text(encoding="utf-8")
+        for name, heading in re.findall(r"\]\((?!https?:)([^)#]*)#([^)]+)\)", text):
+            target = (path.parent / name) if name else path
+            assert heading in _anchors(target.read_text(encoding="utf-8")), (path.name, heading)
+
+
+def _anchors(text: str) -> set[str]:
+    """The names that GitHub gives headings."""
+    headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
 def test_constraints_name_versions_and_no_addresses() -> None:
     lines = Path(ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
     for line in lines:
