@@ -78,14 +78,17 @@ def test_the_aims_stand_beside_average_and_worst(monkeypatch: pytest.MonkeyPatch
 def test_a_dot_for_each_model_and_each_method(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    file = tmp_path / "one.json"
+    file.write_text(json.dumps({"rows": [row(SIG, "sieve", 0.9, 0.04)]}), encoding="utf-8")
+    monkeypatch.setitem(_study.STUDY, "one", file)
     with monkeypatch.context() as open_still:
         open_still.setattr(pyplot, "close", lambda figure: None)
-        _study.plot(tmp_path / "few.png", "few", "few")
+        _study.plot(tmp_path / "few.png", "one", "few")
     left, right = pyplot.gcf().axes
     pyplot.close()
     before, after = (dots.get_offsets().tolist() for dots in left.collections)
-    assert before == [[100.0, 1.0], [100.0, 2.0]]  # below BadNets, which has none
-    assert after == [[1.0, 1.0], [3.0, 2.0]]
+    assert before == [[100.0, 2.0]]  # below BadNets and Blend, which have none
+    assert after == [[4.0, 2.0]]
     blend = right.collections[0].get_offsets().tolist()
     assert [share for share, _ in blend] == [60.0, 1.0, 100.0]
     assert [label.get_text() for label in right.get_yticklabels()] == ["(infected)", "FT", "Sieve"]
