@@ -103,7 +103,7 @@ class Classes:
         trusted = np.zeros(len(left), bool)
         for split in self.split.classes:
             for cluster in self.clusters(split.label):
-                if left[cluster].mean() < 1 / 2:
+                if left[cluster].mean() < 0.5:
                     trusted |= cluster
         return trusted
 

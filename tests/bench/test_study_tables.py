@@ -72,25 +72,27 @@ def test_the_aims_stand_beside_average_and_worst(monkeypatch: pytest.MonkeyPatch
     aims, few = (cells(line) for line in _study.aims_table().splitlines()[2:])
     assert aims[2:8] == ["1", "5", "-1", "-2.5", "0.99", "0.95"]
     assert few[:8] == ["a few", "2", "2.00", "3.00", "-0.50", "-2.00", "0.9700", "0.9500"]
+    assert aims[8:] == [""] * 4  # of the list of suspects none was set
     assert few[8:] == ["80.0", "70.0", "75.0", "50.0"]
 
 
 def test_a_dot_for_each_model_and_each_method(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    file = tmp_path / "one.json"
-    file.write_text(json.dumps({"rows": [row(SIG, "sieve", 0.9, 0.04)]}), encoding="utf-8")
-    monkeypatch.setitem(_study.STUDY, "one", file)
+    file, others = tmp_path / "others.json", [row(BLEND, "sieve", 0.91, 0.01), ROWS[8]]
+    file.write_text(json.dumps({"rows": others}), encoding="utf-8")
+    monkeypatch.setitem(_study.STUDY, "others", file)
     with monkeypatch.context() as open_still:
         open_still.setattr(pyplot, "close", lambda figure: None)
-        _study.plot(tmp_path / "few.png", "one", "few")
+        _study.plot(tmp_path / "few.png", "few", "others")
     left, right = pyplot.gcf().axes
     pyplot.close()
     before, after = (dots.get_offsets().tolist() for dots in left.collections)
-    assert before == [[100.0, 2.0]]  # below BadNets and Blend, which have none
-    assert after == [[4.0, 2.0]]
+    assert before == [[100.0, 1.0], [100.0, 2.0]]  # below BadNets, which has none
+    assert after == [[1.0, 1.0], [3.0, 2.0]]
     blend = right.collections[0].get_offsets().tolist()
     assert [share for share, _ in blend] == [60.0, 1.0, 100.0]
+    assert len(right.collections) == 1  # SIG is not among the others
     assert [label.get_text() for label in right.get_yticklabels()] == ["(infected)", "FT", "Sieve"]
 
 

@@ -302,9 +302,8 @@ def test_without_witnesses_what_would_wait_is_suspect_where_many_classes_are_poi
     """Class 3's cluster, and class 5's that a second look finds; a single image is left alone."""
     monkeypatch.setitem(globals(), "SECOND_LOOK", True)
     sieve = _sieve(dict.fromkeys(range(4), 0.1), witnesses=False)
-    sieve.classes.split.log_odds[
-        350
-    ] = -2  # doubtful, and in the larger cluster of a class that is unclear
+    # Doubtful, and in the larger cluster of a class that is unclear.
+    sieve.classes.split.log_odds[350] = -2
     outcome = _outcome(dict.fromkeys([*range(10), *range(100, 110), *range(510, 520), 450], 3))
     for more in (range(0), range(200, 210)):  # of class 2
         outcome[more] = 4.0, 3
@@ -655,11 +654,10 @@ def test_doubtful_images_of_a_poisoned_class_stay_away_and_have_no_vote() -> Non
     ranking = _ranking(sieve, second.facts, outcome, _place(second.ids, second.labels))
     assert np.flatnonzero(ranking <= SUSPECT).tolist() == [*range(100, 128), 129, 151]
     # Of 100 to 127 and 129, those that are not doubtful, the last one.
-    assert sieve.classes.kept(outcome, _place(second.ids, second.labels), [1]) == pytest.approx(
-        1 / 29
-    )
-    assert sieve.classes.kept(outcome, _place(second.ids, second.labels), []) is None
-    assert sieve.classes.kept(outcome, _place(np.arange(599)), [1]) is None
+    kept, last = sieve.classes.kept, _place(second.ids, second.labels)
+    assert kept(outcome, last, [1]) == pytest.approx(1 / 29)
+    assert kept(outcome, last, []) is None
+    assert kept(outcome, _place(np.arange(599)), [1]) is None
 
 
 def test_images_that_lie_apart_in_the_trusted_cluster_of_a_poisoned_class_wait() -> None:
@@ -813,9 +811,8 @@ def test_without_the_split_what_disagrees_is_suspect() -> None:
     chosen = sieve.judged(_outcome({7: 3}), _place(sieve.first()))
     assert chosen.labels is not None
     assert chosen.labels.min() == 0  # and none for the image that cannot be read
-    assert np.flatnonzero(sieve.classes.untrusted(_place(chosen.ids, chosen.labels))).tolist() == [
-        7
-    ]
+    suspects = sieve.classes.untrusted(_place(chosen.ids, chosen.labels))
+    assert np.flatnonzero(suspects).tolist() == [7]
 
 
 def test_without_the_split_there_is_never_a_trigger_for_every_label() -> None:
