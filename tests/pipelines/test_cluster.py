@@ -6,7 +6,6 @@ process of its own. A driver is a process, too, that can be killed.
 
 import json
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -67,6 +66,25 @@ with loopback_only():
 """
 
 
+# A driver that stops itself once, when a phase begins: all that is to be done at that moment can
+# then be done in time, however slow the machine is.
+_DRIVER = """
+import os, signal, sys
+from pipelines._console import ConsoleProgress
+from pipelines.cli import main
+
+phases, begin = {sys.argv.pop(1)}, ConsoleProgress.phase
+
+def begin_and_stop(self, name, total, done=0):
+    begin(self, name, total, done)
+    if name in phases:
+        phases.remove(name)
+        os.kill(os.getpid(), signal.SIGSTOP)
+
+ConsoleProgress.phase = begin_and_stop
+main()
+"""
+
 WORKERS = "Scorer", "RayTrainWorker", "TrainController", "Mailbox"
 
 
@@ -108,13 +126,13 @@ class Nodes:
 
 
 class Driver:
-    """``pbe-fast`` with some arguments, in a process of its own."""
+    """``pbe-fast`` with some arguments, in a process of its own that stops at a phase, if any."""
 
-    def __init__(self, words: list[str], env: dict[str, str], log: Path) -> None:
+    def __init__(self, words: list[str], env: dict[str, str], log: Path, stop_at: str) -> None:
         self.log = log
         with log.open("w") as file:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "pipelines", *words],
+                [sys.executable, "-c", _DRIVER, stop_at, *words],
                 env=env, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT,
             )  # fmt: skip
 
@@ -122,13 +140,18 @@ class Driver:
     def text(self) -> str:
         return self.log.read_text()
 
-    def wait_for(self, pattern: str, seconds: float = 120) -> None:
-        """Until the pattern is in what it has printed."""
+    def wait_for_stop(self, seconds: float = 120) -> None:
+        """Until its phase begins."""
+        stat = Path(f"/proc/{self.process.pid}/stat")
         deadline = time.monotonic() + seconds
-        while not re.search(pattern, self.text):
+        while stat.read_text().rpartition(")")[2].split()[0] != "T":
             assert time.monotonic() < deadline, self.text
             assert self.process.poll() is None, self.text
             time.sleep(0.05)
+
+    def go_on(self) -> None:
+        """After its stop."""
+        self.process.send_signal(signal.SIGCONT)
 
     def end(self, seconds: float = 180) -> int:
         """Its exit status."""
@@ -176,10 +199,10 @@ def run(world: Any, env: dict[str, str], tmp_path: Path) -> Iterator[Callable[..
     """Starts the purification of the world on a cluster."""
     drivers: list[Driver] = []
 
-    def start(address: str, *more: str) -> Driver:
+    def start(address: str, *more: str, stop_at: str = "") -> Driver:
         log = tmp_path / f"log-{len(drivers)}"
         fleet = ("--ray", address, "--workers", "2", "--cpus-per-worker", "1")
-        drivers.append(Driver(world.words(tmp_path / "run", *fleet, *more), env, log))
+        drivers.append(Driver(world.words(tmp_path / "run", *fleet, *more), env, log, stop_at))
         return drivers[-1]
 
     yield start
@@ -217,9 +240,10 @@ def test_nodes_and_a_head_are_lost(
     assert "Each of 2 needs 1 CPU; the cluster has free: 1 CPU" in first.text
 
     nodes.ask("add c")
-    second = run(nodes.address)
-    second.wait_for("score 0: ")
+    second = run(nodes.address, stop_at="score 0")
+    second.wait_for_stop()
     will("eval-wait-1")
+    second.go_on()
     pid = world.waiting(second)
     will("train-wait-1")  # in round 1
     nodes.ask("add d")
@@ -264,12 +288,13 @@ def test_a_driver_that_is_ended_again_and_again_leaves_no_process_and_goes_on(
     killed: set[tuple[int, str]] = set()
     for index, (phase, number) in enumerate(ENDS):
         address = "local" if index == ALONE else nodes.address
-        driver = run(address, "--set", "checkpoint_seconds=3600")
-        driver.wait_for(f"{phase}: ")
+        driver = run(address, "--set", "checkpoint_seconds=3600", stop_at=phase)
+        driver.wait_for_stop()
         if index == ALONE:
             killed = world.family(driver.process.pid)
             assert len(killed) > 5
         driver.process.send_signal(number)
+        driver.go_on()
         if number == signal.SIGTERM:
             assert driver.end(60) == 1, driver.text
             assert "Stopped." in driver.text
