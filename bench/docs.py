@@ -8,10 +8,10 @@ A test checks that nothing there is out of date.
 
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean, stdev
-from typing import Any
+from typing import Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel
 
@@ -20,6 +20,7 @@ from bench._setup import rows_in
 from bench._study import NAMES
 from bench._tables import table
 from pbe_fast import FeaturesConfig, MineConfig, PoisonConfig, PurifyConfig, ScanConfig, TrainConfig
+from pbe_fast._jobs import UNUSED
 
 __all__ = ["DOCUMENTS", "refreshed"]
 
@@ -39,6 +40,7 @@ PLOTS = {
 }
 RESULTS = ROOT / "bench" / "results" / "gtsrb_attacks.json"
 FIRST = ROOT / "bench" / "results" / "study_gtsrb_first.json"
+_REFUSED = {f"data.{name}" for name in UNUSED}  # by scans and by mining
 _BLOCK = re.compile(r"(<!-- begin (?P<name>[\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -191,19 +193,25 @@ def time_table() -> str:
     return table(["attack", ">training s", ">AFT s", ">PBE s", ">PBE score images/s"], lines)
 
 
-def _keys(kind: type[BaseModel]) -> Callable[[], str]:
-    return lambda: table(["key", "default", "meaning"], _key_rows(kind, ""))
+def _keys(kind: type[BaseModel], refused: Collection[str] = ()) -> Callable[[], str]:
+    return lambda: table(["key", "default", "meaning"], _key_rows(kind, "", refused))
 
 
-def _key_rows(kind: type[BaseModel], prefix: str) -> list[list[str]]:
+def _key_rows(kind: type[BaseModel], prefix: str, refused: Collection[str]) -> list[list[str]]:
     rows = []
     for name, info in kind.model_fields.items():
         annotation = info.annotation
         if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-            rows += _key_rows(annotation, f"{prefix}{name}.")
+            rows += _key_rows(annotation, f"{prefix}{name}.", refused)
+            continue
+        if f"{prefix}{name}" in refused:
             continue
         default = json.dumps(info.get_default(call_default_factory=True), default=str)
-        rows.append([f"`{prefix}{name}`", f"`{default}`", info.description or ""])
+        values = get_args(annotation) if get_origin(annotation) is Literal else ()
+        meaning = info.description or ""
+        if not all(value in meaning for value in values):
+            meaning = "; ".join(filter(None, [", ".join(values), meaning]))
+        rows.append([f"`{prefix}{name}`", f"`{default}`", meaning])
     return rows
 
 
@@ -218,9 +226,9 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "poison-keys": _keys(PoisonConfig),
     "train-keys": _keys(TrainConfig),
     "purify-keys": _keys(PurifyConfig),
-    "mine-keys": _keys(MineConfig),
-    "features-keys": _keys(FeaturesConfig),
-    "scan-keys": _keys(ScanConfig),
+    "mine-keys": _keys(MineConfig, _REFUSED),
+    "features-keys": _keys(FeaturesConfig, {"adversary.random_start"}),
+    "scan-keys": _keys(ScanConfig, _REFUSED),
     **_performance.BLOCKS,
     **_theory.BLOCKS,
     **_findings.BLOCKS,

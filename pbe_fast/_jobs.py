@@ -38,6 +38,7 @@ from pbe_fast.training import Position, Step
 from pbe_fast.triggers import Attack, load_attack
 
 __all__ = [
+    "UNUSED",
     "StepLogger",
     "Tester",
     "augment_for",
@@ -53,12 +54,15 @@ __all__ = [
     "open_data",
     "require_same_code",
     "require_same_inputs",
+    "require_unused",
     "restore_state",
     "run_facts",
     "save_clock",
     "settle_device",
 ]
 
+# Of `data`, by jobs that only look at a model.
+UNUSED = ("clean", "clean_fraction", "mined", "test", "attack", "truth", "augment", "flip")
 LOG_EVERY = 20  # batches between two lines of metrics.jsonl
 
 Ids = npt.NDArray[np.int64]
@@ -232,6 +236,18 @@ def for_site(config: MineConfig | ScanConfig) -> PurifyConfig:
         memory_format=config.memory_format,
         eval_batch_size=config.batch_size,
     )
+
+
+def require_unused(config: MineConfig | ScanConfig, job: str) -> None:
+    """Refuse keys of ``data`` that would change nothing.
+
+    Raises:
+        ConfigError: one is given.
+    """
+    plain = DataConfig()
+    given = [f"data.{n}" for n in UNUSED if getattr(config.data, n) != getattr(plain, n)]
+    if given:
+        raise ConfigError(f"{job} does not use {', '.join(given)}; leave that out.")
 
 
 def clock_of(

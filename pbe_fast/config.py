@@ -80,7 +80,7 @@ class ModelConfig(_Strict):
     options: dict[str, int | float | str | bool] = Field(
         default_factory=dict, description="passed to the model, such as width: 16"
     )
-    checkpoint: Path | None = Field(None, description="the weights to purify")
+    checkpoint: Path | None = Field(None, description="the model's weights")
     mean: tuple[float, float, float] | None = None
     std: tuple[float, float, float] | None = None
 
@@ -307,6 +307,7 @@ class TrainModelConfig(ModelConfig):
     """As :class:`ModelConfig`, with an architecture to fall back on."""
 
     name: str = "builtin:preact_resnet18"
+    checkpoint: Path | None = Field(None, description="weights to begin with; null: random ones")
 
 
 class TrainConfig(JobConfig, SgdConfig):

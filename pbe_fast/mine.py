@@ -23,6 +23,7 @@ from pbe_fast._jobs import (
     load_given,
     log_file,
     model_facts,
+    require_unused,
     run_facts,
     save_clock,
     settle_device,
@@ -30,7 +31,7 @@ from pbe_fast._jobs import (
 from pbe_fast._parts import Parts, joined
 from pbe_fast._site import Site, open_sets
 from pbe_fast._worker import Fleet, executor_on
-from pbe_fast.config import DataConfig, MineConfig, PurifyConfig
+from pbe_fast.config import MineConfig, PurifyConfig
 from pbe_fast.data.loader import Quarantine
 from pbe_fast.data.manifest import Manifest
 from pbe_fast.device import choose_device
@@ -41,7 +42,6 @@ from pbe_fast.run_directory import RunDirectory, tensors_digest
 __all__ = ["mine", "mined_otherwise"]
 
 PARTS_NAME = "parts"
-_UNUSED = ("clean", "clean_fraction", "mined", "test", "attack", "truth", "augment", "flip")
 
 
 def mine(
@@ -188,10 +188,7 @@ def _require_sense(config: MineConfig) -> None:
         raise ConfigError("no model to mine against: give its weights as model.checkpoint.")
     if config.data.train is None:
         raise ConfigError("nothing to mine from: give the shards as data.train.")
-    plain = DataConfig()
-    unused = [f"data.{n}" for n in _UNUSED if getattr(config.data, n) != getattr(plain, n)]
-    if unused:
-        raise ConfigError(f"mining does not use {', '.join(unused)}; leave that out.")
+    require_unused(config, "mining")
     if config.adversary.norm == "linf" and config.adversary.eps_255 < 1:
         raise ConfigError(
             f"adversary.eps_255 = {config.adversary.eps_255:g}: shards hold whole levels of 1/255, "

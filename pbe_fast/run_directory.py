@@ -60,13 +60,16 @@ class RunDirectory:
         self.logger = logging.getLogger(f"pbe_fast.run.{path.name}")
 
     @classmethod
-    def open(cls, path: Path, config: BaseModel, accept_changes: bool = False) -> "RunDirectory":
+    def open(
+        cls, path: Path, config: BaseModel, accept_changes: bool | None = None
+    ) -> "RunDirectory":
         """Create the folder, or take it up again.
 
         A folder that holds nothing but a log is a run that failed before it began, and is taken.
 
         Args:
-            accept_changes: go on with another configuration, and keep the differences.
+            accept_changes: go on with another configuration, and keep the differences; None
+                where the job's command has no such option.
 
         Raises:
             RunDirectoryError: it holds a run with another configuration, or something else; or
@@ -78,10 +81,12 @@ class RunDirectory:
         if before is not None:
             differences = _differences(before, config.model_dump(mode="json"))
             if differences and not accept_changes:
+                choices = ["Give the same command to go on with it", "choose another --out"]
+                if accept_changes is not None:
+                    choices.append("give --accept-changes to go on with the new one")
                 raise RunDirectoryError(
                     f"{path}: holds a run with another configuration: {'; '.join(differences)}. "
-                    "Give the same command to go on with it, choose another --out, or give "
-                    "--accept-changes to go on with the new one."
+                    f"{', '.join(choices[:-1])}, or {choices[-1]}."
                 )
             run.changes = differences
         return run

@@ -17,6 +17,7 @@ from pbe_fast._jobs import (
     load_given,
     log_file,
     model_facts,
+    require_unused,
     run_facts,
     save_clock,
     settle_device,
@@ -26,7 +27,7 @@ from pbe_fast._worker import SCORES_NAME, Fleet, executor_on, gathered
 from pbe_fast.analysis.answers import Answers, chosen
 from pbe_fast.analysis.predictions import PREDICTIONS_NAME, Predictions, write_predictions
 from pbe_fast.analysis.verdict import Verdict, judge
-from pbe_fast.config import DataConfig, ScanConfig
+from pbe_fast.config import ScanConfig
 from pbe_fast.data.loader import Quarantine
 from pbe_fast.data.manifest import Manifest
 from pbe_fast.erase import ScoreFiles
@@ -38,7 +39,6 @@ from pbe_fast.run_directory import RunDirectory
 
 __all__ = ["scan"]
 
-_UNUSED = ("clean", "clean_fraction", "mined", "test", "attack", "truth", "augment", "flip")
 _LISTED = 10  # labels in metrics.json, at each size
 
 
@@ -189,7 +189,4 @@ def _require_sense(config: ScanConfig) -> None:
         raise ConfigError("no model to scan: give its weights as model.checkpoint.")
     if config.data.train is None:
         raise ConfigError("no images to scan with: give shards as data.train.")
-    plain = DataConfig()
-    unused = [f"data.{n}" for n in _UNUSED if getattr(config.data, n) != getattr(plain, n)]
-    if unused:
-        raise ConfigError(f"a scan does not use {', '.join(unused)}; leave that out.")
+    require_unused(config, "a scan")

@@ -117,9 +117,14 @@ def _metadata() -> dict[str, bytes]:
 
 
 def dependencies() -> list[str]:
-    """What pbe-fast needs, as pip takes it; :class:`ConfigError` if it is not installed."""
+    """What pbe-fast needs, as pip takes it, and what shards at ``s3://`` do.
+
+    Raises:
+        ConfigError: pbe-fast is not installed.
+    """
     try:
         wanted = importlib.metadata.requires(_DISTRIBUTION) or []
     except importlib.metadata.PackageNotFoundError:
         raise ConfigError("--pip needs an installed pbe-fast; this is a bare checkout.") from None
-    return [requirement for requirement in wanted if "extra ==" not in requirement]
+    needed = [requirement for requirement in wanted if "extra ==" not in requirement]
+    return needed + [one.partition(";")[0] for one in wanted if one.endswith('extra == "s3"')]

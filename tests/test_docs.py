@@ -23,6 +23,16 @@ def test_a_stale_table_is_noticed() -> None:
     assert refreshed(stale) == text
 
 
+def test_tables_of_keys_leave_out_what_is_refused_and_name_the_values() -> None:
+    text = (ROOT / "docs/configuration.md").read_text(encoding="utf-8")
+    blocks = dict(re.findall(r"<!-- begin ([a-z]+)-keys -->(.*?)<!-- end -->", text, re.DOTALL))
+    for name, block in blocks.items():
+        assert ("`data.clean`" in block) == (name in {"purify", "train", "features"}), name
+        assert ("`adversary.random_start`" in block) == (name in {"purify", "mine"}), name
+    assert "| badnets, blend, sig, wanet, input_aware |" in blocks["poison"]
+    assert "| auto, aft, pbe, sieve; auto: aft where" in blocks["purify"]
+
+
 def test_links_between_documents_lead_somewhere() -> None:
     for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
         for target in re.findall(r"\]\((?!https?:)([^)#]+)", path.read_text(encoding="utf-8")):

@@ -80,6 +80,16 @@ def test_another_configuration_is_refused_with_the_keys_that_differ(run: RunDire
     ):
         assert line in message
     assert "momentum" not in message
+    assert message.endswith("Give the same command to go on with it, or choose another --out.")
+
+
+def test_changes_can_be_accepted_where_the_job_has_that_option(run: RunDirectory) -> None:
+    changed = _config("seed=2")
+    with pytest.raises(RunDirectoryError, match="or give --accept-changes"):
+        RunDirectory.open(run.path, changed, accept_changes=False)
+    assert RunDirectory.open(run.path, changed, accept_changes=True).changes == [
+        "seed was 1, now 2"
+    ]
 
 
 def test_a_run_of_another_kind_is_refused(run: RunDirectory) -> None:

@@ -167,9 +167,11 @@ def test_files_that_cannot_be_sent(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         submit.pack(target)
 
 
-def test_dependencies_are_those_without_extras() -> None:
+def test_dependencies_are_those_without_extras_but_for_s3() -> None:
     wanted = _job.dependencies()
     assert any(requirement.startswith("torch") for requirement in wanted)
+    [s3] = [requirement for requirement in wanted if requirement.startswith("s3fs")]
+    assert ";" not in s3  # pip would leave out what belongs to an extra
     assert not any("pytest" in requirement for requirement in wanted)
 
 
