@@ -142,12 +142,12 @@ class Driver:
 
     def wait_for_stop(self, seconds: float = 120) -> None:
         """Until its phase begins."""
-        stat = Path(f"/proc/{self.process.pid}/stat")
+        look = os.WSTOPPED | os.WEXITED | os.WNOWAIT | os.WNOHANG
         deadline = time.monotonic() + seconds
-        while stat.read_text().rpartition(")")[2].split()[0] != "T":
+        while os.waitid(os.P_PID, self.process.pid, look) is None:
             assert time.monotonic() < deadline, self.text
-            assert self.process.poll() is None, self.text
             time.sleep(0.05)
+        assert self.process.poll() is None, self.text
 
     def go_on(self) -> None:
         """After its stop."""
